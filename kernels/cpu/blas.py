@@ -1,0 +1,80 @@
+"""The addresses of SciPy's BLAS, which the driver calls for matrix products.
+
+`scipy.linalg.cython_blas` publishes every BLAS routine as a C function pointer, but importing it runs all of
+`scipy.linalg`, over 100 ms. The same routines can be looked up through the dynamic loader in about a millisecond:
+opening the extension file maps the BLAS it is linked to. SciPy's own wheels prefix the names with `scipy_`, other
+builds do not. Where neither name is found, the published pointers are used.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.machinery
+import importlib.util
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+_ROUTINES = {"staticgrad_sgemm": "sgemm", "staticgrad_dgemm": "dgemm"}
+
+
+@cache
+def addresses() -> dict[str, int]:
+    """The address of each BLAS routine by the symbol that the driver uses for it."""
+    return _from_loader() or _from_scipy()
+
+
+@cache
+def register() -> None:
+    """Make the routines known to LLVM, so that objects loaded from now on may call them."""
+    import llvmlite.binding as llvm
+
+    for symbol, address in addresses().items():
+        llvm.add_symbol(symbol, address)
+
+
+def _from_loader() -> dict[str, int] | None:
+    path = _extension_path()
+    if path is None or sys.platform != "linux":
+        return None
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError:
+        return None
+    for pattern in ("scipy_{}_", "{}_"):
+        try:
+            return {symbol: _address(library[pattern.format(name)]) for symbol, name in _ROUTINES.items()}
+        except AttributeError:
+            continue
+    return None
+
+
+def _extension_path() -> Path | None:
+    scipy = importlib.util.find_spec("scipy")
+    if scipy is None or scipy.origin is None:
+        return None
+    folder = Path(scipy.origin).parent / "linalg"
+    candidates = (folder / f"cython_blas{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES)
+    return next((path for path in candidates if path.exists()), None)
+
+
+def _address(function: Any) -> int:
+    address = ctypes.cast(function, ctypes.c_void_p).value
+    if address is None:
+        raise AttributeError("the routine has no address")
+    return address
+
+
+def _from_scipy() -> dict[str, int]:
+    from scipy.linalg import cython_blas
+
+    get_name = ctypes.pythonapi.PyCapsule_GetName
+    get_name.restype, get_name.argtypes = ctypes.c_char_p, [ctypes.py_object]
+    get_pointer = ctypes.pythonapi.PyCapsule_GetPointer
+    get_pointer.restype, get_pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    found = {}
+    for symbol, name in _ROUTINES.items():
+        capsule = cython_blas.__pyx_capi__[name]
+        found[symbol] = int(get_pointer(capsule, get_name(capsule)))
+    return found

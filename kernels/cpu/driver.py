@@ -1,0 +1,282 @@
+"""The driver: the native function that runs a whole step by calling its kernels in order.
+
+The plan has fixed every address before anything runs, so the driver is straight-line code: it adds constant offsets to
+two base pointers and calls. Its C signature is `void step(void *arena, void **table)`; `arena` holds every planned
+slot, `table` one pointer for each buffer that the plan does not own (inputs, state, outputs, constants, status).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+ENTRY = "staticgrad_step"
+GEMM_SYMBOL = {"float32": "staticgrad_sgemm", "float64": "staticgrad_dgemm"}
+STEPS_PER_FUNCTION = 256  # one huge basic block makes LLVM's code generation slower than linear
+_BLAS_INT_LIMIT = 2**31
+_ITEMSIZE = {"float32": 4, "float64": 8}
+
+
+@dataclass(frozen=True, slots=True)
+class Arena:
+    """The address `arena + offset`, offset in bytes."""
+
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """The address `table[index] + offset`, offset in bytes."""
+
+    index: int
+    offset: int = 0
+
+
+Address = Arena | Argument
+
+
+@dataclass(frozen=True, slots=True)
+class KernelCall:
+    """Call `void symbol(void *, ...)` with the given addresses."""
+
+    symbol: str
+    addresses: tuple[Address, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Gemm:
+    """`C = alpha * op(A) @ op(B) + beta * C` on row-major matrices, `batch` times.
+
+    `op(A)` is (m, k), `op(B)` is (k, n), `C` is (m, n). A leading dimension is the distance between rows as stored, in
+    elements; a stride is the distance between matrices of the batch, in elements. With `beta == 0`, C is written only.
+    """
+
+    dtype: str
+    m: int
+    n: int
+    k: int
+    transpose_a: bool
+    transpose_b: bool
+    a: Address
+    b: Address
+    c: Address
+    lda: int
+    ldb: int
+    ldc: int
+    alpha: float = 1.0
+    beta: float = 0.0
+    batch: int = 1
+    stride_a: int = 0
+    stride_b: int = 0
+    stride_c: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Fill:
+    """Set `bytes` bytes to `byte`: 0 clears an accumulator, 0xFF poisons a freed slot with NaN."""
+
+    address: Address
+    bytes: int
+    byte: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """Copy `bytes` bytes between two buffers that do not overlap."""
+
+    source: Address
+    destination: Address
+    bytes: int
+
+
+Step = KernelCall | Gemm | Fill | Copy
+
+
+def driver_ir(steps: Sequence[Step], symbol: str = ENTRY) -> str:
+    """LLVM IR of `void symbol(ptr arena, ptr table)`, which runs the steps in order.
+
+    Long programs are cut into functions of `STEPS_PER_FUNCTION` steps, so that compile time stays linear.
+    Raises ValueError when a step makes no sense: a negative offset or size, a matrix larger than BLAS can address.
+    """
+    writer = _Writer()
+    parts = []
+    for start in range(0, len(steps), STEPS_PER_FUNCTION):
+        part = f"{symbol}_part{start // STEPS_PER_FUNCTION}"
+        writer.function(part, "internal ", steps[start : start + STEPS_PER_FUNCTION])
+        parts.append(part)
+    body = [f"  call void @{part}(ptr %arena, ptr %table)" for part in parts]
+    writer.lines += [f"define void @{symbol}(ptr %arena, ptr %table) {{", *body, "  ret void", "}"]
+    return writer.text()
+
+
+class _Writer:
+    """Collects functions, the constants that BLAS takes by address, and the declarations they need."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self._constants: dict[tuple[str, str], str] = {}
+        self._declarations: dict[str, str] = {}
+        self._values = 0
+
+    def function(self, symbol: str, linkage: str, steps: Iterable[Step]) -> None:
+        self.lines.append(
+            f"define {linkage}void @{symbol}(ptr noalias %arena, ptr noalias readonly %table) noinline {{"
+        )
+        for step in steps:
+            match step:
+                case KernelCall():
+                    self._kernel_call(step)
+                case Gemm():
+                    self._gemm(step)
+                case Fill():
+                    self._fill(step)
+                case Copy():
+                    self._copy(step)
+        self.lines += ["  ret void", "}"]
+
+    def text(self) -> str:
+        constants = [
+            f"{name} = private unnamed_addr constant {kind} {value}" for (kind, value), name in self._constants.items()
+        ]
+        loop = [_BATCH_LOOP] if "@gemm_batch" in self._declarations else []
+        declarations = [line for line in self._declarations.values() if line]
+        return "\n".join([*constants, *declarations, *loop, *self.lines, "!0 = !{}", ""])
+
+    def _declare(self, symbol: str, line: str) -> str:
+        self._declarations.setdefault(symbol, line)
+        return symbol
+
+    def _fresh(self) -> str:
+        self._values += 1
+        return f"%v{self._values}"
+
+    def _emit(self, expression: str) -> str:
+        name = self._fresh()
+        self.lines.append(f"  {name} = {expression}")
+        return name
+
+    def _address(self, address: Address) -> str:
+        base, offset = "%arena", address.offset
+        if isinstance(address, Argument):
+            slot = self._offset("%table", _non_negative("table index", address.index) * 8)
+            base = self._emit(f"load ptr, ptr {slot}, align 8, !invariant.load !0")
+        return self._offset(base, _non_negative("byte offset", offset))
+
+    def _offset(self, base: str, offset: int) -> str:
+        return self._emit(f"getelementptr i8, ptr {base}, i64 {offset}") if offset else base
+
+    def _constant(self, kind: str, value: str) -> str:
+        return self._constants.setdefault((kind, value), f"@constant{len(self._constants)}")
+
+    def _kernel_call(self, step: KernelCall) -> None:
+        types = ", ".join(["ptr"] * len(step.addresses))
+        self._declare(f'@"{step.symbol}"', f'declare void @"{step.symbol}"({types})')
+        arguments = ", ".join(f"ptr {self._address(address)}" for address in step.addresses)
+        self.lines.append(f'  call void @"{step.symbol}"({arguments})')
+
+    def _fill(self, step: Fill) -> None:
+        memset = self._declare("@llvm.memset.p0.i64", "declare void @llvm.memset.p0.i64(ptr, i8, i64, i1)")
+        size = _non_negative("byte count", step.bytes)
+        self.lines.append(
+            f"  call void {memset}(ptr {self._address(step.address)}, i8 {step.byte & 0xFF}, i64 {size}, i1 false)"
+        )
+
+    def _copy(self, step: Copy) -> None:
+        memcpy = self._declare("@llvm.memcpy.p0.p0.i64", "declare void @llvm.memcpy.p0.p0.i64(ptr, ptr, i64, i1)")
+        size = _non_negative("byte count", step.bytes)
+        source, destination = self._address(step.source), self._address(step.destination)
+        self.lines.append(f"  call void {memcpy}(ptr {destination}, ptr {source}, i64 {size}, i1 false)")
+
+    def _gemm(self, step: Gemm) -> None:
+        _check_gemm(step)
+        if step.m == 0 or step.n == 0 or step.batch == 0:
+            return
+        blas = self._declare(f"@{GEMM_SYMBOL[step.dtype]}", f"declare void @{GEMM_SYMBOL[step.dtype]}({_POINTERS})")
+        # Fortran sees each row-major matrix transposed, and C^T = op(B)^T op(A)^T: swap the operands, keep the flags.
+        a, b, c = self._address(step.a), self._address(step.b), self._address(step.c)
+        arguments = ", ".join(
+            f"ptr {value}"
+            for value in (
+                self._flag(step.transpose_b),
+                self._flag(step.transpose_a),
+                *(self._constant("i32", str(size)) for size in (step.n, step.m, step.k)),
+                self._scalar(step.dtype, step.alpha),
+                b,
+                self._constant("i32", str(max(1, step.ldb))),
+                a,
+                self._constant("i32", str(max(1, step.lda))),
+                self._scalar(step.dtype, step.beta),
+                c,
+                self._constant("i32", str(step.ldc)),
+            )
+        )
+        if step.batch == 1:
+            self.lines.append(f"  call void {blas}({arguments})")
+            return
+        self._declare("@gemm_batch", "")
+        size = _ITEMSIZE[step.dtype]
+        strides = ", ".join(f"i64 {stride * size}" for stride in (step.stride_b, step.stride_a, step.stride_c))
+        self.lines.append(f"  call void @gemm_batch(ptr {blas}, {arguments}, i64 {step.batch}, {strides})")
+
+    def _flag(self, transposed: bool) -> str:
+        return self._constant("i8", str(ord("T" if transposed else "N")))
+
+    def _scalar(self, dtype: str, value: float) -> str:
+        if dtype == "float32":
+            value = struct.unpack("<f", struct.pack("<f", value))[0]
+        return self._constant({"float32": "float", "float64": "double"}[dtype], _hexadecimal(value))
+
+
+_POINTERS = ", ".join(["ptr"] * 13)
+
+# gemm_batch(blas, 13 pointers as BLAS takes them, batch, byte strides of the three matrices in BLAS's order)
+_BATCH_LOOP = """\
+define internal void @gemm_batch(ptr %blas, ptr %ta, ptr %tb, ptr %m, ptr %n, ptr %k, ptr %alpha, ptr %a, ptr %lda, \
+ptr %b, ptr %ldb, ptr %beta, ptr %c, ptr %ldc, i64 %batch, i64 %sa, i64 %sb, i64 %sc) noinline {
+entry:
+  br label %loop
+loop:
+  %i = phi i64 [ 0, %entry ], [ %next, %loop ]
+  %oa = mul i64 %i, %sa
+  %ob = mul i64 %i, %sb
+  %oc = mul i64 %i, %sc
+  %pa = getelementptr i8, ptr %a, i64 %oa
+  %pb = getelementptr i8, ptr %b, i64 %ob
+  %pc = getelementptr i8, ptr %c, i64 %oc
+  call void %blas(ptr %ta, ptr %tb, ptr %m, ptr %n, ptr %k, ptr %alpha, ptr %pa, ptr %lda, ptr %pb, ptr %ldb, \
+ptr %beta, ptr %pc, ptr %ldc)
+  %next = add i64 %i, 1
+  %done = icmp eq i64 %next, %batch
+  br i1 %done, label %exit, label %loop
+exit:
+  ret void
+}"""
+
+
+def _hexadecimal(value: float) -> str:
+    """A floating constant as LLVM writes it exactly: the bits of the value in double precision."""
+    return f"0x{struct.unpack('<Q', struct.pack('<d', value))[0]:016X}"
+
+
+def _non_negative(what: str, value: int) -> int:
+    if value < 0:
+        raise ValueError(f"driver: a {what} must not be negative; got {value}; the plan that made it is wrong")
+    return value
+
+
+def _check_gemm(step: Gemm) -> None:
+    if step.dtype not in GEMM_SYMBOL:
+        raise ValueError(f"driver: gemm takes float32 or float64; got {step.dtype}; lower other dtypes to a kernel")
+    for what, value in (("m", step.m), ("n", step.n), ("k", step.k), ("batch", step.batch)):
+        _non_negative(f"gemm size {what}", value)
+    rows = {
+        "lda": (step.lda, step.m if step.transpose_a else step.k),
+        "ldb": (step.ldb, step.k if step.transpose_b else step.n),
+        "ldc": (step.ldc, step.n),
+    }
+    for what, (leading, length) in rows.items():
+        if leading < length:
+            raise ValueError(f"driver: {what} must reach over a row of {length} elements; got {leading}")
+    if max(step.m, step.n, step.k, step.lda, step.ldb, step.ldc) >= _BLAS_INT_LIMIT:
+        raise ValueError(f"driver: BLAS takes sizes below 2**31; got {step.m} x {step.n} x {step.k}; split the matmul")

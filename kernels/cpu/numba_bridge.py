@@ -1,0 +1,178 @@
+"""From a Python kernel to LLVM IR through Numba: the one file that reaches behind Numba's public interface.
+
+Numba's public way, `cfunc(...).inspect_llvm()`, optimises twice and makes machine code that nobody calls, and cannot
+say that pointers do not overlap, so that LLVM gives up vectorising loops over many of them. What is used instead, and
+what to do when a new Numba breaks it:
+
+- `numba.core.compiler.compile_extra`, `Flags`: compile one function with flags, `noalias` among them.
+- `CompilerBase`, `PassManager` and the pass classes: documented under "Customizing the compiler". The kernels are
+  plain loops, so nine passes do; the full pipeline takes a quarter longer. If a pass moves, use
+  `DefaultPassBuilder.define_nopython_pipeline` instead.
+- `registry.cpu_target`, `codegen.CodeLibrary`: the library given to the compiler is where the lowered module arrives;
+  ours keeps its text and leaves LLVM alone. If its interface changes, let Numba make its own library with
+  `flags.no_compile` and read `_final_module` and `_linking_libraries` from it.
+- `_get_module_for_linking`: the IR of the functions that a kernel calls. Where it is gone, `get_llvm_str` of the same
+  library, with linkage changed, gives the same.
+
+If all of it breaks, `cfunc(...).inspect_llvm()` is the public fallback, at the price of time and `noalias`.
+"""
+# mypy: disable-error-code="no-untyped-call, attr-defined, misc, assignment"
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numba import types
+from numba.core import codegen, cpu, registry
+from numba.core.compiler import CompilerBase, Flags, compile_extra
+from numba.core.compiler_lock import global_compiler_lock
+from numba.core.compiler_machinery import PassManager
+from numba.core.typed_passes import (
+    IRLegalization,
+    NativeLowering,
+    NoPythonBackend,
+    NopythonTypeInference,
+    PreLowerStripPhis,
+)
+from numba.core.untyped_passes import FixupArgs, IRProcessing, ReconstructSSA, TranslateByteCode
+from numba.np.numpy_support import from_dtype
+from staticgrad.kernels.cpu.native import compile_count, llvm_lock, optimise_module, record_compile
+
+__all__ = ["FASTMATH", "compile_count", "kernel_ir"]
+
+# May fuse a multiply with an add, ignore the sign of zero, multiply by a reciprocal, approximate a function; may never
+# assume that NaN and infinity are absent, nor change the order of a sum.
+FASTMATH = frozenset({"contract", "nsz", "arcp", "afn"})
+
+
+def kernel_ir(function: Callable[..., None], pointer_types: Sequence[np.dtype[Any]], symbol: str) -> str:
+    """LLVM IR of `void symbol(T0 *noalias, T1 *noalias, ...)`, optimised for this CPU.
+
+    Args: `function` takes one raw pointer per entry of `pointer_types`, indexes it (`p0[i]`), returns and raises
+    nothing; `pointer_types` are the NumPy dtypes behind the pointers, where bool is seen as uint8 (0 or 1: test it with
+    `!= 0`; a comparison may be stored as it is).
+    Raises numba.core.errors.NumbaError when the function does not compile.
+    """
+    arguments = tuple(types.CPointer(_element_type(np.dtype(dtype))) for dtype in pointer_types)
+    with global_compiler_lock, llvm_lock() as llvm:
+        library = _Library(_target().codegen(), symbol)
+        result = compile_extra(
+            registry.cpu_target.typing_context,
+            _target(),
+            function,
+            arguments,
+            types.void,
+            _flags(),
+            {},
+            library=library,
+            pipeline_class=_KernelCompiler,
+        )
+        record_compile()
+        module = library.link(llvm)
+        module.link_in(llvm.parse_assembly(_wrapper(symbol, result.fndesc.mangled_name, len(arguments))))
+        optimise_module(module, symbol)
+        return str(module)
+
+
+def _element_type(dtype: np.dtype[Any]) -> Any:
+    return types.uint8 if dtype == np.bool_ else from_dtype(dtype)
+
+
+@cache
+def _target() -> Any:
+    registry.cpu_target.typing_context.refresh()
+    registry.cpu_target.target_context.refresh()
+    return registry.cpu_target.target_context
+
+
+def _flags() -> Any:
+    flags = Flags()
+    flags.nrt = False
+    flags.no_cpython_wrapper = True
+    flags.no_cfunc_wrapper = True
+    flags.no_compile = True
+    flags.no_rewrites = True
+    flags.noalias = True
+    flags.forceinline = True  # into the wrapper, which has the plain signature
+    flags.boundscheck = False
+    flags.error_model = "numpy"
+    flags.fastmath = cpu.FastMathOptions(set(FASTMATH))
+    return flags
+
+
+class _KernelCompiler(CompilerBase):
+    """Numba's pipeline reduced to what plain loops over pointers need."""
+
+    def define_pipelines(self) -> list[Any]:
+        manager = PassManager("kernel")
+        for step in (
+            TranslateByteCode,
+            FixupArgs,
+            IRProcessing,
+            ReconstructSSA,
+            NopythonTypeInference,
+            PreLowerStripPhis,
+            IRLegalization,
+            NativeLowering,
+            NoPythonBackend,
+        ):
+            manager.add_pass(step, step.__name__)
+        manager.finalize()
+        return [manager]
+
+
+class _Library(codegen.CodeLibrary):
+    """Takes the lowered module from Numba as text, before any work of LLVM's."""
+
+    def __init__(self, target: Any, name: str) -> None:
+        super().__init__(target, name)
+        self._texts: list[str] = []
+        self._called: list[Any] = []
+
+    def add_ir_module(self, ir_module: Any) -> None:
+        self._texts.append(str(ir_module))
+
+    def add_linking_library(self, library: Any) -> None:
+        self._called.append(library)
+
+    def link(self, llvm: Any) -> Any:
+        """One module with the kernel and the functions it calls, which are compiled but not yet inlined."""
+        module = llvm.parse_assembly(self._texts[0])
+        for text in self._texts[1:]:
+            module.link_in(llvm.parse_assembly(text))
+        for library in self._called:
+            callee = library._get_module_for_linking()
+            wanted = {f.name for f in module.functions if f.is_declaration}
+            if any(f.name in wanted for f in callee.functions if not f.is_declaration):
+                module.link_in(callee, preserve=True)
+        return module
+
+    def finalize(self) -> None:
+        """Nothing to do: the module is linked and optimised later."""
+
+    def get_function(self, name: str) -> Any:
+        raise NotImplementedError(name)
+
+    def get_llvm_str(self) -> str:
+        return "\n".join(self._texts)
+
+    def get_asm_str(self) -> str:
+        raise NotImplementedError("a kernel's library holds no machine code")
+
+
+def _wrapper(symbol: str, kernel: str, pointers: int) -> str:
+    """The plain C signature around Numba's own: a return slot and an exception slot come first there, both unused."""
+    parameters = ", ".join(f"ptr noalias %p{i}" for i in range(pointers))
+    arguments = "".join(f", ptr %p{i}" for i in range(pointers))
+    return f"""
+declare i32 @"{kernel}"(ptr, ptr{", ptr" * pointers})
+define void @"{symbol}"({parameters}) {{
+  %result = alloca ptr
+  %exception = alloca ptr
+  %status = call i32 @"{kernel}"(ptr %result, ptr %exception{arguments})
+  ret void
+}}
+"""
