@@ -13,14 +13,15 @@ import os
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO, Any, NamedTuple
+from io import BufferedIOBase
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 __all__ = ["MNIST", "mnist", "read_idx"]
 
-_DTYPES = {
+_DTYPES: dict[int, np.dtype[Any]] = {
     0x08: np.dtype("u1"),
     0x09: np.dtype("i1"),
     0x0B: np.dtype(">i2"),
@@ -131,7 +132,7 @@ def _find(directory: str, names: list[str], stem: str, suffix: str) -> str:
 
 
 @contextmanager
-def _opened(path: str) -> Iterator[IO[bytes]]:
+def _opened(path: str) -> Iterator[BufferedIOBase]:
     """The file's content, decompressed where it is gzip; damage met while reading is a ValueError."""
     with open(path, "rb") as plain:
         if plain.peek(2)[:2] != _GZIP_MAGIC:
@@ -144,7 +145,7 @@ def _opened(path: str) -> Iterator[IO[bytes]]:
             raise ValueError(f"read_idx: the gzip data of {path} is damaged: {error}") from error
 
 
-def _read_header(stream: IO[bytes], path: str) -> tuple[np.dtype[Any], tuple[int, ...]]:
+def _read_header(stream: BufferedIOBase, path: str) -> tuple[np.dtype[Any], tuple[int, ...]]:
     magic = stream.read(4)
     if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in _DTYPES:
         raise ValueError(
@@ -163,7 +164,7 @@ def _read_header(stream: IO[bytes], path: str) -> tuple[np.dtype[Any], tuple[int
     return dtype, tuple(int(length) for length in np.frombuffer(lengths, ">u4"))
 
 
-def _read_at_most(stream: IO[bytes], limit: int) -> bytearray:
+def _read_at_most(stream: BufferedIOBase, limit: int) -> bytearray:
     """Read in pieces, so that a header which declares a huge shape costs no more memory than the file has bytes."""
     data = bytearray()
     while len(data) < limit:

@@ -105,7 +105,7 @@ def _innermost(
     dataset: Dataset | Sequence[Any], indices: npt.NDArray[np.int64]
 ) -> tuple[Dataset | Sequence[Any], npt.NDArray[np.int64]]:
     """The data set below all subsets, and where in it the items are."""
-    while type(dataset) is Subset:
+    while isinstance(dataset, Subset) and type(dataset) is Subset:  # a subclass may give other items
         dataset, indices = dataset.dataset, dataset.indices[indices]
     return dataset, indices
 

@@ -1,0 +1,86 @@
+"""What holds for every test: a cache of its own for the run, fixed seeds, and nothing left behind."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import random as python_random
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import hypothesis
+import numpy as np
+import pytest
+
+_CACHE = "STATICGRAD_CACHE_DIR"
+_made_here = pytest.StashKey[str]()
+
+hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None, database=None)
+hypothesis.settings.load_profile("fixed")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One new cache folder for the run; the workers of xdist are started later and inherit its name."""
+    os.environ.setdefault("MPLBACKEND", "Agg")
+    if not hasattr(config, "workerinput"):
+        os.environ[_CACHE] = config.stash[_made_here] = tempfile.mkdtemp(prefix="staticgrad-tests-")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove the cache folder with the run that made it."""
+    folder = config.stash.get(_made_here, None)
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _settings() -> dict[str, Any]:
+    """The process-wide settings that a test must leave as it found them."""
+    state: dict[str, Any] = {
+        "the working directory": os.getcwd(),
+        "NumPy's error handling": np.geterr(),
+        "NumPy's print options": {key: value for key, value in np.get_printoptions().items() if key != "formatter"},
+        "the recursion limit": sys.getrecursionlimit(),
+        "bare imports of graph or kernels": [name for name in ("graph", "kernels") if name in sys.modules],
+    }
+    return state
+
+
+def _environment() -> dict[str, str]:
+    return {key: value for key, value in os.environ.items() if key != "PYTEST_CURRENT_TEST"}
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    """Seed every generator, restore staticgrad's afterwards, and fail a test that changed what others share."""
+    random = _staticgrad_random()
+    python_random.seed(0)
+    np.random.seed(0)
+    if random is not None:
+        drawn = random.get_state()
+        random.manual_seed(0)
+    settings, environment = _settings(), _environment()
+    yield
+    if random is not None:
+        random.set_state(drawn)
+    left, variables = _settings(), _environment()
+    _restore(settings, environment)
+    changed = [name for name in settings if left[name] != settings[name]]
+    changed += sorted({f"${key}" for key, _ in environment.items() ^ variables.items()})
+    if changed:
+        pytest.fail(f"the test leaves changed: {', '.join(changed)}")
+
+
+def _restore(settings: dict[str, Any], environment: dict[str, str]) -> None:
+    """Keep one leak from failing every test after it."""
+    os.environ.update(environment)
+    for key in _environment().keys() - environment.keys():
+        del os.environ[key]
+    os.chdir(settings["the working directory"])
+    np.seterr(**settings["NumPy's error handling"])
+
+
+def _staticgrad_random() -> Any:
+    return importlib.import_module("staticgrad.random") if importlib.util.find_spec("staticgrad.random") else None
