@@ -56,22 +56,8 @@ def build(kernels: Mapping[str, str], steps: Sequence[Step]) -> bytes:
     Raises ValueError when a step calls a kernel that is not there, or with a different number of pointers, and
     RuntimeError when a kernel needs a symbol that a fresh process could not find.
     """
-    called = {step.symbol for step in steps if isinstance(step, KernelCall)}
     with _llvm() as llvm:
-        library = llvm.parse_assembly("")
-        for symbol in sorted(called & kernels.keys()):
-            library.link_in(llvm.parse_assembly(kernels[symbol]))
-        _check_calls(library, steps)
-        driver = llvm.parse_assembly(driver_ir(steps))
-        _make_internal(driver, keep={ENTRY})
-        driver.verify()
-        externals = sorted(_externals(library) | (_externals(driver) - called))
-        _resolve_all(externals)
-        # The driver only moves constants and calls: without optimisation it costs a quarter of the time to emit.
-        objects = [_machine(3).emit_object(library), _machine(0).emit_object(driver)]
-    header = {"host": host_key(), "externals": externals, "sizes": [len(code) for code in objects]}
-    text = json.dumps(header).encode()
-    return b"".join((_MAGIC, _LENGTH.pack(len(text)), text, *objects))
+        return _build(llvm, kernels, steps)
 
 
 def load(program: bytes) -> Callable[[int, int], None]:
@@ -82,28 +68,21 @@ def load(program: bytes) -> Callable[[int, int], None]:
     """
     header, objects = _unpack(program)
     with _llvm() as llvm:
-        _resolve_all(header["externals"])
-        engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _new_machine(0))
-        for code in objects:
-            engine.add_object_file(llvm.ObjectFileRef.from_data(code))
-        engine.finalize_object()
-        entry: Any = _SIGNATURE(engine.get_function_address(ENTRY))
-    entry.engine = engine  # the code lives as long as the function that enters it
+        _resolve_all(llvm, header["externals"])
+        code = _LoadedCode(llvm, objects)
+        entry: Any = _SIGNATURE(code.address)
+    entry.code = code  # lives as long as the function that enters it
     return entry  # type: ignore[no-any-return]
 
 
 def optimise(ir: str, symbol: str) -> str:
     """The IR of a module optimised at level 3 for this CPU, every function but `symbol` made internal."""
     with _llvm() as llvm:
-        module = llvm.parse_assembly(ir)
-        optimise_module(module, symbol)
-        return str(module)
+        return optimised(llvm, llvm.parse_assembly(ir), symbol)
 
 
-def optimise_module(module: Any, symbol: str) -> None:
-    """Optimise a parsed module in place, keeping only `symbol` visible. The caller holds the lock of `llvm_lock`."""
-    import llvmlite.binding as llvm
-
+def optimised(llvm: Any, module: Any, symbol: str) -> str:
+    """The text of a parsed module after optimisation, with only `symbol` visible. The caller holds `llvm_lock`."""
     _make_internal(module, keep={symbol})
     module.verify()
     options = llvm.create_pipeline_tuning_options(3)
@@ -111,6 +90,41 @@ def optimise_module(module: Any, symbol: str) -> None:
     options.slp_vectorization = False  # loops are written to be vectorised whole; packing scalars only costs time
     builder = llvm.create_pass_builder(_machine(3), options)
     builder.getModulePassManager().run(module, builder)
+    return str(module)
+
+
+def _build(llvm: Any, kernels: Mapping[str, str], steps: Sequence[Step]) -> bytes:
+    called = {step.symbol for step in steps if isinstance(step, KernelCall)}
+    library = llvm.parse_assembly("")
+    for symbol in sorted(called & kernels.keys()):
+        library.link_in(llvm.parse_assembly(kernels[symbol]))
+    _check_calls(library, steps)
+    driver = llvm.parse_assembly(driver_ir(steps))
+    _make_internal(driver, keep={ENTRY})
+    driver.verify()
+    externals = sorted(_externals(library) | (_externals(driver) - called))
+    _resolve_all(llvm, externals)
+    # The driver only moves constants and calls: without optimisation it costs a quarter of the time to emit.
+    objects = [_machine(3).emit_object(library), _machine(0).emit_object(driver)]
+    header = {"host": host_key(), "externals": externals, "sizes": [len(code) for code in objects]}
+    text = json.dumps(header).encode()
+    return b"".join((_MAGIC, _LENGTH.pack(len(text)), text, *objects))
+
+
+class _LoadedCode:
+    """Machine code in memory; `address` is that of its entry."""
+
+    def __init__(self, llvm: Any, objects: Sequence[bytes]) -> None:
+        self._engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _new_machine(0))
+        for code in objects:
+            self._engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+        self._engine.finalize_object()
+        self.address: int = self._engine.get_function_address(ENTRY)
+
+    def __del__(self) -> None:
+        with _LLVM_LOCK:
+            if hasattr(self, "_engine"):
+                self._engine.close()
 
 
 @contextlib.contextmanager
@@ -152,9 +166,8 @@ def _new_machine(level: int) -> Any:
 
 @cache
 def _host_cpu() -> tuple[str, str]:
-    import llvmlite.binding as llvm
-
-    return llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
+    with _llvm() as llvm:
+        return llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
 
 
 @cache
@@ -196,17 +209,15 @@ def _externals(module: Any) -> set[str]:
     return names | {v.name for v in module.global_variables if v.is_declaration}
 
 
-def _resolve_all(names: Collection[str]) -> None:
+def _resolve_all(llvm: Any, names: Collection[str]) -> None:
     if any(name in GEMM_SYMBOL.values() for name in names):
         blas.register()
     for name in names:
-        _resolve(name)
+        _resolve(llvm, name)
 
 
-def _resolve(name: str) -> None:
+def _resolve(llvm: Any, name: str) -> None:
     """LLVM ends the process at a symbol it cannot find, so look before it does."""
-    import llvmlite.binding as llvm
-
     needs_python = name.startswith(("numba", "NRT_", "Py", "_Py"))
     if needs_python or not llvm.address_of_symbol(name):
         raise RuntimeError(

@@ -39,7 +39,7 @@ from numba.core.typed_passes import (
 )
 from numba.core.untyped_passes import FixupArgs, IRProcessing, ReconstructSSA, TranslateByteCode
 from numba.np.numpy_support import from_dtype
-from staticgrad.kernels.cpu.native import compile_count, llvm_lock, optimise_module, record_compile
+from staticgrad.kernels.cpu.native import compile_count, llvm_lock, optimised, record_compile
 
 __all__ = ["FASTMATH", "compile_count", "kernel_ir"]
 
@@ -58,23 +58,26 @@ def kernel_ir(function: Callable[..., None], pointer_types: Sequence[np.dtype[An
     """
     arguments = tuple(types.CPointer(_element_type(np.dtype(dtype))) for dtype in pointer_types)
     with global_compiler_lock, llvm_lock() as llvm:
-        library = _Library(_target().codegen(), symbol)
-        result = compile_extra(
-            registry.cpu_target.typing_context,
-            _target(),
-            function,
-            arguments,
-            types.void,
-            _flags(),
-            {},
-            library=library,
-            pipeline_class=_KernelCompiler,
-        )
         record_compile()
-        module = library.link(llvm)
-        module.link_in(llvm.parse_assembly(_wrapper(symbol, result.fndesc.mangled_name, len(arguments))))
-        optimise_module(module, symbol)
-        return str(module)
+        return _compile(llvm, function, arguments, symbol)
+
+
+def _compile(llvm: Any, function: Callable[..., None], arguments: tuple[Any, ...], symbol: str) -> str:
+    library = _Library(_target().codegen(), symbol)
+    result = compile_extra(
+        registry.cpu_target.typing_context,
+        _target(),
+        function,
+        arguments,
+        types.void,
+        _flags(),
+        {},
+        library=library,
+        pipeline_class=_KernelCompiler,
+    )
+    module = library.link(llvm)
+    module.link_in(llvm.parse_assembly(_wrapper(symbol, result.fndesc.mangled_name, len(arguments))))
+    return optimised(llvm, module, symbol)
 
 
 def _element_type(dtype: np.dtype[Any]) -> Any:

@@ -3,11 +3,10 @@
 import ctypes
 import json
 import pickle
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
-
 from staticgrad.kernels.cpu import blas, native
 from staticgrad.kernels.cpu.driver import (
     STEPS_PER_FUNCTION,
@@ -135,10 +134,8 @@ def test_gemm_does_not_read_what_it_overwrites(shape):
 
 def test_one_operand_may_be_shared_by_the_batch():
     a, b, c = np.arange(12, dtype=np.float64), np.eye(2).ravel(), np.zeros(12)
-    run(
-        [Gemm("float64", 3, 2, 2, False, False, Argument(0), Argument(1), Arena(0), 2, 2, 2, batch=2, stride_a=6, stride_c=6)],
-        c, a, b,
-    )  # fmt: skip
+    step = Gemm("float64", 3, 2, 2, False, False, Argument(0), Argument(1), Arena(0), 2, 2, 2, batch=2)
+    run([replace(step, stride_a=6, stride_c=6)], c, a, b)
     np.testing.assert_array_equal(c, a)
 
 

@@ -10,7 +10,6 @@ import threading
 
 import numpy as np
 import pytest
-
 from staticgrad.kernels.cpu import native
 from staticgrad.kernels.cpu.driver import Arena, Argument, Fill, Gemm, KernelCall
 
@@ -106,18 +105,24 @@ define void @k(ptr %p) {
 
 @pytest.mark.parametrize(
     "damage",
-    [lambda b: b"", lambda b: b"\x7fELF" + b[4:], lambda b: b[:-1], lambda b: b + b"x", lambda b: b[:14] + b"!" + b[15:]],
+    [
+        lambda b: b"",
+        lambda b: b"\x7fELF" + b[4:],
+        lambda b: b[:-1],
+        lambda b: b + b"x",
+        lambda b: b[:14] + b"!" + b[15:],
+    ],
     ids=["empty", "magic", "truncated", "longer", "header"],
 )
 def test_bytes_that_are_no_program_are_refused(damage):
-    with pytest.raises(ValueError, match="load: .*compile again"):
+    with pytest.raises(ValueError, match=r"load: .*compile again"):
         native.load(damage(native.build({}, [])))
 
 
 def test_a_program_for_another_host_is_refused(monkeypatch):
     program = native.build({}, [])
     monkeypatch.setattr(native, "host_key", lambda: "another machine")
-    with pytest.raises(ValueError, match="compiled for .*; this is another machine; compile it again"):
+    with pytest.raises(ValueError, match=r"compiled for .*; this is another machine; compile it again"):
         native.load(program)
 
 
