@@ -18,14 +18,14 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 FORMAT_VERSION = 1
 DEFAULT_LIMIT = 512 * 2**20
 STALE_SECONDS = 3600  # a temporary file older than this belongs to a writer that died
-_EVICT_EVERY = 64  # entries written between two looks at the size of the folder
+_LOOK_EVERY = 1 / 16  # of the limit: bytes written between two looks at the size of the folder
 _MAGIC = b"SGCACHE\n"
 _HEADER = struct.Struct("<8sIIQ32s")  # magic, format version, length of the name, length of the payload, sha256
 _SUFFIX = ".entry"
@@ -53,7 +53,13 @@ class _Counts:
     misses: int = 0
     failures: int = 0
     reason: str = ""
-    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+_COUNTS_LOCK = threading.Lock()
+if hasattr(os, "register_at_fork"):  # a child must not inherit it locked
+    os.register_at_fork(
+        before=_COUNTS_LOCK.acquire, after_in_parent=_COUNTS_LOCK.release, after_in_child=_COUNTS_LOCK.release
+    )
 
 
 def content_key(*parts: bytes | str) -> str:
@@ -93,7 +99,7 @@ class DiskCache:
         self.limit_bytes = limit_bytes
         self._counts = _Counts()
         self._disabled = "STATICGRAD_CACHE=0" if os.environ.get("STATICGRAD_CACHE", "") == "0" else ""
-        self._puts = 0
+        self._unseen = limit_bytes  # bytes written since the last look at the folder; the first put looks
 
     def get(self, kind: str, key: str) -> bytes | None:
         """The payload stored under `key`, or None. A damaged entry is deleted, one from elsewhere is left alone."""
@@ -114,7 +120,7 @@ class DiskCache:
             if getattr(error, "errno", None) not in _NOT_FOUND:
                 self._fail(f"cannot read {self.directory / name}: {error}")
             payload = None
-        with self._counts.lock:
+        with _COUNTS_LOCK:
             if payload is None:
                 self._counts.misses += 1
             else:
@@ -135,7 +141,7 @@ class DiskCache:
         except (OSError, MemoryError) as error:
             self._fail(f"cannot write {self.directory / name}: {error}")
             return False
-        self._evict_sometimes()
+        self._tidy(len(payload))
         return True
 
     def info(self) -> CacheInfo:
@@ -169,23 +175,25 @@ class DiskCache:
         return removed
 
     def _read(self, name: str) -> bytes:
-        _check_owner(os.stat(self.directory, follow_symlinks=True), f"folder {self.directory}")
-        flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
+        """The payload of an entry, opened relative to the folder that was checked, so neither can be swapped."""
+        folder = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            descriptor = os.open(self.directory / name, flags)
+            _check_owner(os.fstat(folder), f"folder {self.directory}")
+            descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=folder)
         except OSError as error:
             if error.errno == errno.ELOOP:
                 raise _UntrustedError(f"{name} is a symbolic link") from error
             raise
+        finally:
+            os.close(folder)
         with open(descriptor, "rb") as file:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise _UntrustedError(f"{name} is not a regular file")
             _check_owner(status, name)
-            data = file.read()
-        payload = _unpack(name, data)
-        with contextlib.suppress(OSError):
-            os.utime(self.directory / name, follow_symlinks=False)  # used now: eviction goes by this time
+            payload = _unpack(name, file.read())
+            with contextlib.suppress(OSError):
+                os.utime(descriptor)  # used now: eviction goes by this time
         return payload
 
     def _prepare(self) -> None:
@@ -206,11 +214,14 @@ class DiskCache:
                 os.unlink(temporary)
             raise
 
-    def _evict_sometimes(self) -> None:
-        with self._counts.lock:
-            due = self._puts % _EVICT_EVERY == 0
-            self._puts += 1
-        if due or self.limit_bytes < DEFAULT_LIMIT:
+    def _tidy(self, written: int) -> None:
+        """Sweep and evict now and then: at the first write, and after each sixteenth of the limit written."""
+        with _COUNTS_LOCK:
+            self._unseen += written
+            due = self._unseen > self.limit_bytes * _LOOK_EVERY
+            if due:
+                self._unseen = 0
+        if due:
             self._sweep(older_than=STALE_SECONDS)
             self._evict()
 
@@ -244,7 +255,7 @@ class DiskCache:
                 yield Path(entry.path), entry.stat(follow_symlinks=False)
 
     def _fail(self, reason: str) -> None:
-        with self._counts.lock:
+        with _COUNTS_LOCK:
             self._counts.failures += 1
             self._counts.reason = reason
 
@@ -264,10 +275,8 @@ def _entry_name(kind: str, key: str) -> str:
 
 
 def _check_owner(status: os.stat_result, what: str) -> None:
-    if not hasattr(os, "getuid"):
-        return
-    if status.st_uid != os.getuid():
-        raise _UntrustedError(f"{what} belongs to user {status.st_uid}, not to {os.getuid()}")
+    if status.st_uid != os.geteuid():
+        raise _UntrustedError(f"{what} belongs to user {status.st_uid}, not to {os.geteuid()}")
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise _UntrustedError(f"{what} may be written by others (mode {stat.S_IMODE(status.st_mode):04o})")
 

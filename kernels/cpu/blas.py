@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-_ROUTINES = {"staticgrad_sgemm": "sgemm", "staticgrad_dgemm": "dgemm"}
+_ROUTINES = {f"staticgrad_{name}": name for name in ("sgemm", "dgemm", "sgemv", "dgemv")}
 
 
 @cache

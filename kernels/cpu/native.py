@@ -12,13 +12,14 @@ import hashlib
 import json
 import os
 import struct
+import sys
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
 from staticgrad.kernels.cpu import blas
-from staticgrad.kernels.cpu.driver import ENTRY, GEMM_SYMBOL, KernelCall, Step, driver_ir
+from staticgrad.kernels.cpu.driver import BLAS_SYMBOLS, ENTRY, KernelCall, Step, driver_ir
 
 FORMAT_VERSION = 1
 _MAGIC = b"SGOBJECT"
@@ -184,6 +185,18 @@ def host_key() -> str:
     )
 
 
+@cache
+def toolchain_key() -> str:
+    """What a kernel's optimised IR depends on beside its source: the host and the versions of Numba, NumPy and Python.
+
+    Reads the versions from the installed metadata: asking does not import Numba.
+    """
+    from importlib import metadata  # slow to import, and not needed to load a program
+
+    versions = [f"{name}-{metadata.version(name)}" for name in ("numba", "numpy")]
+    return "/".join([host_key(), *versions, f"python-{sys.version_info[0]}.{sys.version_info[1]}"])
+
+
 def _check_calls(module: Any, steps: Sequence[Step]) -> None:
     arity = {f.name: sum(1 for _ in f.arguments) for f in module.functions if not f.is_declaration}
     for step in steps:
@@ -210,7 +223,7 @@ def _externals(module: Any) -> set[str]:
 
 
 def _resolve_all(llvm: Any, names: Collection[str]) -> None:
-    if any(name in GEMM_SYMBOL.values() for name in names):
+    if not BLAS_SYMBOLS.isdisjoint(names):
         blas.register()
     for name in names:
         _resolve(llvm, name)
