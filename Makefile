@@ -61,7 +61,8 @@ $(VENV)/.made:
 
 # A Python that was asked for by name and differs from the one of the environment.
 ifneq ($(origin PYTHON),file)
-ifneq ($(shell $(PYTHON) -V 2>&1),$(shell $(BIN)/python -V 2>&1))
+version = $(shell test -n "$$(command -v $1)" && $1 -c 'import sys; print(sys.version)')
+ifneq ($(call version,$(PYTHON)),$(call version,$(BIN)/python))
 REMAKE := yes
 $(VENV)/.made: remake
 endif

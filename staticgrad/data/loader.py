@@ -106,7 +106,8 @@ def _innermost(
 ) -> tuple[Dataset | Sequence[Any], npt.NDArray[np.int64]]:
     """The data set below all subsets, and where in it the items are."""
     while isinstance(dataset, Subset) and type(dataset) is Subset:  # a subclass may give other items
-        dataset, indices = dataset.dataset, dataset.indices[indices]
+        indices = dataset.indices[indices]
+        dataset = dataset.dataset
     return dataset, indices
 
 
