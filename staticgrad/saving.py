@@ -58,9 +58,16 @@ def load_file(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         OSError: the file is missing, is a directory or may not be read.
         ValueError: it is not a whole safetensors file, or has a dtype that NumPy does not (bfloat16, float8). The
             message names the file and the fault.
+        TypeError: it has a dtype that a Tensor does not.
     """
     arrays, _ = read_arrays(path, caller="load_file")
-    return {name: to_tensor(array) for name, array in arrays.items()}
+    tensors = {}
+    for name, array in arrays.items():
+        try:
+            tensors[name] = to_tensor(array)
+        except TypeError as error:
+            raise TypeError(f"load_file: {os.fspath(path)} holds {name!r} of {array.dtype}: {error}") from error
+    return tensors
 
 
 def write_arrays(
