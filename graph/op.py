@@ -120,7 +120,7 @@ class Op:
         scalar: for elementwise ops the function of scalars that code generators read.
         linear: the tangent is the op itself applied to tangents: of "each" operand in turn (a multilinear op such as
             matmul), or of all operands at once ("joint", such as concat). `jvp` is then not read.
-        promotes: operands are brought to one dtype before the op sees them.
+        promotes: operands are brought to one dtype before the op sees them, but for those at the positions `free`.
     """
 
     name: str
@@ -133,6 +133,7 @@ class Op:
     scalar: Callable[..., Any] | None = None
     linear: Literal["no", "each", "joint"] = "no"
     promotes: bool = False
+    free: tuple[int, ...] = ()
     commutative: bool = False
     domain: tuple[Interval, ...] = ()
     special: tuple[float, ...] = ()
@@ -278,6 +279,7 @@ def elementwise(
             jvp=rules,
             scalar=scalar,
             promotes=options.pop("promotes", len(typed) > 1),
+            free=tuple(free),
             **options,
         )
     )

@@ -1,0 +1,181 @@
+"""Making tensors, after the Python array API standard. The default floating dtype is float32."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from staticgrad._context import context
+from staticgrad.graph.errors import ShapeError
+from staticgrad.graph.node import Shape
+from staticgrad.graph.ops import leaf
+from staticgrad.graph.ops.shape import broadcast_to, reshape
+from staticgrad.tensor import DEFAULT_FLOAT, DEFAULT_INT, Tensor, bind, check_device, check_dtype
+
+
+def asarray(obj: Any, /, *, dtype: Any = None, device: str | None = None, copy: bool | None = None) -> Tensor:
+    """A tensor of `obj`: a Tensor, an array, a number or nested sequences of numbers.
+
+    Args:
+        dtype: of the result; by default that of an array, float32 or int64 or bool for Python numbers.
+        copy: True always copies, False raises where a copy is needed, None copies only if it must. NumPy arrays are
+            otherwise shared: writing to the one is seen in the other.
+
+    Raises:
+        DTypeError: a dtype that staticgrad does not have, or elements that are not numbers.
+        ShapeError: nested sequences of unequal lengths.
+    """
+    check_device(device)
+    if isinstance(obj, Tensor):
+        wanted = obj.dtype if dtype is None else check_dtype("asarray", dtype)
+        if copy is False and wanted != obj.dtype:
+            raise ValueError(f"asarray: {obj.dtype} to {wanted} needs a copy, and copy=False forbids it")
+        return obj.astype(wanted, copy=bool(copy))
+    shared = isinstance(obj, np.ndarray)
+    array = obj if shared else _array_of(obj)
+    wanted = check_dtype("asarray", _default_dtype(obj, array) if dtype is None else dtype)
+    if copy is False and (not shared or wanted != array.dtype):
+        raise ValueError(f"asarray: {type(obj).__name__} of {array.dtype} to {wanted} needs a copy, copy=False forbids it")
+    converted = array.astype(wanted, copy=bool(copy))
+    if context.capture is not None and not shared:
+        return Tensor(context.capture.constant(converted))
+    return Tensor(converted)
+
+
+def _array_of(obj: Any) -> np.ndarray[Any, Any]:
+    if isinstance(obj, list | tuple) and _holds_tensors(obj):
+        from staticgrad.array.manipulation import stack
+
+        stacked = stack([asarray(item) for item in obj])
+        return np.asarray(stacked)
+    try:
+        array = np.asarray(obj)
+    except ValueError as error:
+        raise ShapeError(f"asarray: nested sequences must have equal lengths at each depth: {error}") from None
+    check_dtype("asarray", array.dtype)
+    return array
+
+
+def _holds_tensors(obj: Any) -> bool:
+    return any(isinstance(item, Tensor) or (isinstance(item, list | tuple) and _holds_tensors(item)) for item in obj)
+
+
+def _default_dtype(obj: Any, array: np.ndarray[Any, Any]) -> Any:
+    if isinstance(obj, np.ndarray | np.generic):
+        return array.dtype
+    return {"f": DEFAULT_FLOAT, "i": DEFAULT_INT, "b": np.dtype(np.bool_)}.get(array.dtype.kind, array.dtype)
+
+
+def tensor(data: Any, *, dtype: Any = None, device: str | None = None, requires_grad: bool = False) -> Tensor:
+    """A new tensor with a copy of `data`, as `torch.tensor`."""
+    made = asarray(data, dtype=dtype, device=device, copy=True)
+    made = made.detach()
+    return made.requires_grad_() if requires_grad else made
+
+
+def _shape(shape: Any) -> Shape:
+    extents = (shape,) if isinstance(shape, int | np.integer) else tuple(shape)
+    if any(int(extent) < 0 for extent in extents):
+        raise ShapeError(f"shape: extents must not be negative; got {extents}")
+    return tuple(int(extent) for extent in extents)
+
+
+def full(shape: Any, fill_value: Any, *, dtype: Any = None, device: str | None = None) -> Tensor:
+    """A tensor of `shape` with every element `fill_value`."""
+    check_device(device)
+    extents = _shape(shape)
+    if isinstance(fill_value, Tensor):
+        value = fill_value if dtype is None else fill_value.astype(dtype, copy=False)
+        spread: Tensor = broadcast_to(value, shape=extents)
+        return spread
+    array = np.asarray(fill_value)
+    wanted = check_dtype("full", _default_dtype(fill_value, array) if dtype is None else dtype)
+    if context.capture is None:
+        return Tensor(np.full(extents, fill_value, wanted))
+    constant = Tensor(context.capture.constant(array.astype(wanted)))
+    return constant if extents == () else broadcast_to(constant, shape=extents)
+
+
+def zeros(shape: Any, *, dtype: Any = None, device: str | None = None) -> Tensor:
+    """A tensor of zeros."""
+    return full(shape, 0, dtype=DEFAULT_FLOAT if dtype is None else dtype, device=device)
+
+
+def ones(shape: Any, *, dtype: Any = None, device: str | None = None) -> Tensor:
+    """A tensor of ones."""
+    return full(shape, 1, dtype=DEFAULT_FLOAT if dtype is None else dtype, device=device)
+
+
+def empty(shape: Any, *, dtype: Any = None, device: str | None = None) -> Tensor:
+    """A tensor whose elements are not meant to be read before they are written; they are zero."""
+    return zeros(shape, dtype=dtype, device=device)
+
+
+def _like(x: Any, dtype: Any) -> tuple[Shape, Any]:
+    source = x if isinstance(x, Tensor) else asarray(x)
+    return source.shape, source.dtype if dtype is None else dtype
+
+
+def zeros_like(x: Any, /, *, dtype: Any = None, device: str | None = None) -> Tensor:
+    """Zeros of x's shape and dtype."""
+    shape, kind = _like(x, dtype)
+    return zeros(shape, dtype=kind, device=device)
+
+
+def ones_like(x: Any, /, *, dtype: Any = None, device: str | None = None) -> Tensor:
+    """Ones of x's shape and dtype."""
+    shape, kind = _like(x, dtype)
+    return ones(shape, dtype=kind, device=device)
+
+
+def empty_like(x: Any, /, *, dtype: Any = None, device: str | None = None) -> Tensor:
+    """A tensor of x's shape and dtype whose elements are to be written."""
+    return zeros_like(x, dtype=dtype, device=device)
+
+
+def full_like(x: Any, /, fill_value: Any, *, dtype: Any = None, device: str | None = None) -> Tensor:
+    """`fill_value` in x's shape and dtype."""
+    shape, kind = _like(x, dtype)
+    return full(shape, fill_value, dtype=kind, device=device)
+
+
+def arange(
+    start: float, /, stop: float | None = None, step: float = 1, *, dtype: Any = None, device: str | None = None
+) -> Tensor:
+    """start, start + step, … below stop; with one argument 0, 1, … below it."""
+    check_device(device)
+    first, last = (0, start) if stop is None else (start, stop)
+    if step == 0:
+        raise ShapeError("arange: step must not be 0")
+    floating = any(isinstance(value, float) for value in (first, last, step))
+    wanted = check_dtype("arange", (DEFAULT_FLOAT if floating else DEFAULT_INT) if dtype is None else dtype)
+    count = max(0, math.ceil((last - first) / step))
+    if context.capture is None:
+        values = first + step * np.arange(count, dtype=np.float64 if floating else np.int64)
+        return Tensor(values.astype(wanted))
+    steps = bind(leaf.iota, (), {"size": count, "dtype": np.dtype(np.float64 if floating else np.int64)})
+    return (steps * step + first).astype(wanted, copy=False)
+
+
+def linspace(
+    start: float, stop: float, /, num: int, *, dtype: Any = None, device: str | None = None, endpoint: bool = True
+) -> Tensor:
+    """`num` evenly spaced values from start to stop."""
+    check_device(device)
+    values = np.linspace(start, stop, num, endpoint=endpoint)
+    return asarray(values.tolist(), dtype=DEFAULT_FLOAT if dtype is None else dtype) if num else zeros((0,), dtype=dtype)
+
+
+def eye(n_rows: int, n_cols: int | None = None, /, *, k: int = 0, dtype: Any = None, device: str | None = None) -> Tensor:
+    """Ones on the k-th diagonal, zeros elsewhere."""
+    columns = n_rows if n_cols is None else n_cols
+    row = reshape(arange(n_rows), shape=(n_rows, 1))
+    column = reshape(arange(columns), shape=(1, columns))
+    return (column == row + k).astype(DEFAULT_FLOAT if dtype is None else dtype)
+
+
+def from_numpy(array: np.ndarray[Any, Any], /) -> Tensor:
+    """A tensor that shares the storage of a NumPy array."""
+    return asarray(array, copy=False)

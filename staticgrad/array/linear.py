@@ -1,0 +1,56 @@
+"""Matrix products, after the Python array API standard."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from staticgrad.array.manipulation import _tensor, permute_dims, reshape
+from staticgrad.graph.errors import ShapeError
+from staticgrad.graph.ops import contraction
+from staticgrad.tensor import Tensor, bind
+
+
+def matmul(x: Any, y: Any, /) -> Tensor:
+    """The matrix product over the last axis of x and the second-to-last of y; leading axes broadcast.
+
+    A vector on the left is a row, on the right a column, and its axis is dropped from the result. Floating dtypes.
+    """
+    a, b = _tensor(x), _tensor(y)
+    if a.ndim == 0 or b.ndim == 0:
+        raise ShapeError(f"matmul: operands need at least one axis; got {a.shape} and {b.shape}")
+    if a.ndim == 1:
+        out = matmul(reshape(a, (1, a.shape[0])), b)
+        return reshape(out, (*out.shape[:-2], out.shape[-1]) if b.ndim > 1 else ())
+    if b.ndim == 1:
+        out = matmul(a, reshape(b, (b.shape[0], 1)))
+        return reshape(out, out.shape[:-1])
+    if a.ndim > 2 and b.ndim == 2 and a.shape[-1] == b.shape[0]:
+        rows = reshape(a, (a.size // a.shape[-1] if a.shape[-1] else 0, a.shape[-1])) if a.shape[-1] else a
+        if rows.ndim == 2:  # one product of a tall matrix instead of a stack of small ones
+            return reshape(bind(contraction.matmul, (rows, b), {}), (*a.shape[:-1], b.shape[-1]))
+    return bind(contraction.matmul, (a, b), {})
+
+
+def matrix_transpose(x: Any, /) -> Tensor:
+    """The last two axes swapped."""
+    tensor = _tensor(x)
+    if tensor.ndim < 2:
+        raise ShapeError(f"matrix_transpose: needs at least two axes; got shape {tensor.shape}")
+    order = list(range(tensor.ndim))
+    order[-1], order[-2] = order[-2], order[-1]
+    return permute_dims(tensor, order)
+
+
+def vecdot(x: Any, y: Any, /, *, axis: int = -1) -> Tensor:
+    """Σ x·y along `axis`."""
+    from staticgrad.array.reduction import sum as total
+
+    return total(_tensor(x) * y, axis=axis)
+
+
+def outer(x: Any, y: Any, /) -> Tensor:
+    """x[i]·y[j] of two vectors."""
+    a, b = _tensor(x), _tensor(y)
+    if a.ndim != 1 or b.ndim != 1:
+        raise ShapeError(f"outer: takes two vectors; got {a.shape} and {b.shape}")
+    return reshape(a, (a.shape[0], 1)) * b

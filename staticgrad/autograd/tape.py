@@ -1,0 +1,176 @@
+"""The tape: one node for each recorded op, with its edges and exactly the values its rules ask for."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from staticgrad._context import context
+from staticgrad.graph.errors import DerivativeError
+from staticgrad.graph.location import UNKNOWN, Location
+from staticgrad.graph.node import Spec
+from staticgrad.graph.op import Need, NotDifferentiable, NotImplementedRule, Op
+from staticgrad.graph.ops.shape import sum_to
+from staticgrad.tensor import Tensor
+
+_serial = itertools.count()
+
+
+class TapeNode:
+    """What `backward` needs of one recorded op. `edges[i]` leads to where operand i's cotangent goes, None if nowhere.
+
+    `saved` maps the names of rule parameters to tensors; the op's own result is saved without its place on the tape
+    (else every node would keep itself alive) and gets it back when a rule asks for it.
+    """
+
+    __slots__ = ("__weakref__", "attributes", "edges", "freed", "hooks", "location", "op", "result", "retained", "saved",
+                 "scope", "serial", "specs", "versions")  # fmt: skip
+
+    def __init__(self, op: Op, attributes: Mapping[str, Any], edges: Sequence[Any], specs: Sequence[Spec]) -> None:
+        self.op = op
+        self.attributes = attributes
+        self.edges = tuple(edges)
+        self.specs = tuple(specs)
+        self.saved: dict[int, Tensor] = {}
+        self.versions: dict[int, int] = {}
+        self.result: Tensor | None = None
+        self.freed = False
+        self.hooks: dict[int, Callable[[Tensor], Any]] | None = None
+        self.retained: Any = None
+        self.serial = next(_serial)
+        self.location: Location = UNKNOWN
+        self.scope = ""
+
+    def name(self) -> str:
+        """The op's name with "Backward", as PyTorch has it."""
+        return f"{self.op.name.title().replace('_', '')}Backward"
+
+    @property
+    def next_functions(self) -> tuple[tuple[Any, int], ...]:
+        """For each operand where its cotangent goes, and 0 (every op has one result)."""
+        return tuple((edge, 0) for edge in self.edges)
+
+    def __repr__(self) -> str:
+        return f"<{self.name()}>"
+
+    def free(self) -> None:
+        """Drop the saved values."""
+        self.saved = {}
+        self.result = None
+        self.freed = True
+
+    def pull(self, cotangent: Tensor) -> Iterator[tuple[Any, Tensor]]:
+        """The cotangents of the operands: (edge, value) for every operand that has one."""
+        if self.freed:
+            raise DerivativeError(
+                f"backward: the values saved by {self.op.name} were freed by an earlier backward; "
+                "pass retain_graph=True to the first one to go through the graph again"
+            )
+        op = self.op
+        for i, edge in enumerate(self.edges):
+            if edge is None:
+                continue
+            position = op.position(i)
+            rule = op.vjp[position]
+            if isinstance(rule, NotImplementedRule):
+                raise DerivativeError(f"{op.name}: this derivative is not implemented: {rule.reason}")
+            if not callable(rule):
+                continue
+            value = rule(cotangent, **self._arguments(op.vjp_needs[position], i))
+            if value is not None:
+                yield edge, sum_to(value, self.specs[i].shape)
+
+    def _arguments(self, needs: Sequence[Need], index: int) -> dict[str, Any]:
+        return {need.name: self._argument(need, index) for need in needs if self._given(need, index)}
+
+    def _given(self, need: Need, index: int) -> bool:
+        return need.kind != "attribute" or need.name in self.attributes or need.name in ("position", "extents")
+
+    def _argument(self, need: Need, index: int) -> Any:
+        if need.kind == "operand":
+            return self._unpacked(need.position)
+        if need.kind == "out":
+            return self._own_result()
+        if need.kind == "shape":
+            return self.specs[need.position].shape
+        if need.kind == "dtype":
+            return self.specs[need.position].dtype
+        return attribute(need.name, self.attributes, index, self.specs)
+
+    def _unpacked(self, position: int) -> Tensor:
+        saved = self.saved[position]
+        self._check(saved, self.versions[position], f"operand {self.op.operands[position]}")
+        return saved
+
+    def _own_result(self) -> Tensor:
+        if self.result is None:
+            raise DerivativeError(f"backward: {self.op.name} did not keep its result")
+        self._check(self.result, self.versions[-1], "result")
+        out = Tensor(self.result._value, requires_grad=True)
+        out._edge = self
+        out._version = self.result._version
+        out._tangents = self.result._tangents
+        return out
+
+    def _check(self, saved: Tensor, version: int, what: str) -> None:
+        if saved._version[0] != version:
+            raise DerivativeError(
+                f"backward: the {what} of {self.op.name} ({saved.spec}) was changed in place after it was saved for "
+                f"the backward pass (version {saved._version[0]}, saved at {version}); change it after backward, or "
+                "work on a copy"
+            )
+
+
+def attribute(name: str, attributes: Mapping[str, Any], index: int, specs: Sequence[Spec]) -> Any:
+    """A rule's attribute; for variadic ops also which operand is meant and the extents of all along the axis."""
+    if name == "position" and name not in attributes:
+        return index
+    if name == "extents" and name not in attributes:
+        return tuple(spec.shape[attributes["axis"]] for spec in specs)
+    return attributes[name]
+
+
+_saving: dict[tuple[int, int], tuple[tuple[int, ...], bool]] = {}
+
+
+def _to_save(op: Op, mask: int) -> tuple[tuple[int, ...], bool]:
+    """Operand positions, and whether the result, that the rules of the operands in `mask` ask for."""
+    known = _saving.get((id(op), mask))
+    if known is None:
+        needs = [need for i, found in enumerate(op.vjp_needs) if mask >> i & 1 for need in found]
+        positions = tuple(sorted({need.position for need in needs if need.kind == "operand"}))
+        known = _saving[id(op), mask] = (positions, any(need.kind == "out" for need in needs))
+    return known
+
+
+def record(op: Op, operands: Sequence[Tensor], attributes: Mapping[str, Any], out: Tensor) -> None:
+    """Put `out = op(*operands)` on the tape, if a derivative can flow to some operand."""
+    edges: list[Any] = []
+    mask = 0
+    for i, operand in enumerate(operands):
+        position = op.position(i)
+        if operand._requires_grad and not isinstance(op.vjp[position], NotDifferentiable):
+            edges.append(operand.gradient_edge())
+            mask |= 1 << position
+        else:
+            edges.append(None)
+    if not mask:
+        return
+    node = TapeNode(op, attributes, edges, [operand.spec for operand in operands])
+    positions, keeps_result = _to_save(op, mask)
+    for position in positions:
+        node.saved[position] = operands[position]
+        node.versions[position] = operands[position]._version[0]
+    if keeps_result:
+        node.result = out.detach()
+        node.result._tangents = out._tangents
+        node.versions[-1] = out._version[0]
+    capture = context.capture
+    if capture is not None:
+        node.location = capture.last_location
+        node.scope = capture.scope
+    out._edge = node
+    out._requires_grad = True
+
+

@@ -1,0 +1,151 @@
+"""Random numbers: a counter-based generator whose stream is the same in both modes.
+
+The state is two words, a key (the seed) and a counter. Element i of a draw is a pure function of the key and
+counter + i (Threefry-2x32, see `graph/ops/random.py`), so a draw can be fused into the kernel that uses it; each draw
+moves the counter on by the number of elements it took.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from staticgrad.array.creation import _shape, asarray
+from staticgrad.array.elementwise import cos, log, sqrt
+from staticgrad.autograd.modes import no_grad
+from staticgrad.capture_state import composite
+from staticgrad.graph.errors import DTypeError, ShapeError
+from staticgrad.graph.ops import leaf
+from staticgrad.graph.ops.random import random_bits
+from staticgrad.graph.ops.shape import reshape
+from staticgrad.tensor import DEFAULT_FLOAT, Array, Tensor, bind, check_dtype
+
+_WORD = np.dtype(np.uint64)
+
+
+class Generator:
+    """A stream of random numbers. `state` is a tensor of (key, counter), captured like any other state."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.state = Tensor(np.array([seed % 2**64, 0], np.uint64))
+
+    def manual_seed(self, seed: int) -> Generator:
+        """Start the stream of `seed` from its beginning."""
+        with no_grad():
+            self.state.copy_(np.array([seed % 2**64, 0], np.uint64))
+        return self
+
+    def bits(self, count: int) -> Tensor:
+        """`count` words of 64 random bits (uint64), and the counter moved on."""
+        key, counter = self.state[0], self.state[1]
+        position = bind(leaf.iota, (), {"size": count, "dtype": _WORD})
+        words: Tensor = random_bits(key, counter + position)
+        with no_grad():
+            self.state.copy_(self.state + asarray(np.array([0, count], np.uint64).tolist(), dtype=_WORD))
+        return words
+
+
+default_generator = Generator()
+
+
+def manual_seed(seed: int) -> Generator:
+    """Seed the default generator."""
+    return default_generator.manual_seed(seed)
+
+
+def get_state() -> Array:
+    """The default generator's (key, counter), uint64."""
+    return np.array(default_generator.state)
+
+
+def set_state(state: Any) -> None:
+    """Put the default generator back to a state from `get_state`."""
+    array = np.asarray(state)
+    if array.shape != (2,) or array.dtype != np.uint64:
+        raise ShapeError(f"set_state: a state is two uint64 words; got {array.dtype}{list(array.shape)}")
+    with no_grad():
+        default_generator.state.copy_(array)
+
+
+def _floating(name: str, dtype: Any) -> np.dtype[Any]:
+    found = DEFAULT_FLOAT if dtype is None else check_dtype(name, dtype)
+    if found.kind != "f":
+        raise DTypeError(f"{name}: draws floating numbers; got dtype {found}")
+    return found
+
+
+def _unit(words: Tensor, dtype: np.dtype[Any]) -> Tensor:
+    """Words to [0, 1) with all the bits that the dtype holds."""
+    if dtype.itemsize == 4:
+        return (words >> 40).astype(np.int32).astype(dtype) * 2.0**-24
+    return (words >> 11).astype(np.int64).astype(dtype) * 2.0**-53
+
+
+@composite("uniform")
+def uniform(
+    shape: Any = (), *, low: float = 0.0, high: float = 1.0, dtype: Any = None, generator: Generator | None = None
+) -> Tensor:
+    """Numbers drawn evenly from [low, high)."""
+    extents = _shape(shape)
+    source = generator or default_generator
+    unit = _unit(source.bits(math.prod(extents)), _floating("uniform", dtype))
+    if (low, high) != (0.0, 1.0):
+        unit = unit * (high - low) + low
+    return _shaped(unit, extents)
+
+
+@composite("normal")
+def normal(
+    shape: Any = (), *, mean: float = 0.0, std: float = 1.0, dtype: Any = None, generator: Generator | None = None
+) -> Tensor:
+    """Numbers drawn from the normal distribution, by the transform of Box and Muller (1958)."""
+    extents = _shape(shape)
+    kind = _floating("normal", dtype)
+    count = math.prod(extents)
+    source = generator or default_generator
+    if kind.itemsize == 4:
+        words = source.bits(count)
+        radius = _unit_above_zero(words & 0xFFFFFFFF, kind)
+        angle = _unit(words, kind)
+    else:
+        words = source.bits(2 * count)
+        radius = 1.0 - _unit(words[:count], kind)
+        angle = _unit(words[count:], kind)
+    draw = sqrt(log(radius) * -2.0) * cos(angle * (2 * math.pi))
+    if (mean, std) != (0.0, 1.0):
+        draw = draw * std + mean
+    return _shaped(draw, extents)
+
+
+def _unit_above_zero(low_words: Tensor, dtype: np.dtype[Any]) -> Tensor:
+    """32-bit words to (0, 1]."""
+    return (low_words.astype(np.int64) + 1).astype(dtype) * 2.0**-32
+
+
+def _shaped(flat: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return flat if flat.shape == shape else reshape(flat, shape=shape)
+
+
+@composite("bernoulli")
+def bernoulli(p: float | Tensor, shape: Any = (), *, generator: Generator | None = None) -> Tensor:
+    """Booleans that are true with probability p."""
+    return uniform(shape, generator=generator) < p
+
+
+@composite("randint")
+def randint(low: int, high: int, shape: Any = (), *, dtype: Any = None, generator: Generator | None = None) -> Tensor:
+    """Integers drawn evenly from [low, high), int64 by default; the range must be below 2³²."""
+    if not 0 < high - low < 2**32:
+        raise ShapeError(f"randint: the range [low, high) must hold 1 to 2**32 - 1 integers; got [{low}, {high})")
+    extents = _shape(shape)
+    words = (generator or default_generator).bits(math.prod(extents))
+    scaled = ((words >> 32) * (high - low)) >> 32
+    return _shaped((scaled.astype(np.int64) + low).astype(dtype or np.int64, copy=False), extents)
+
+
+def permutation(n: int, *, generator: Generator | None = None) -> Tensor:
+    """The numbers 0 … n-1 in random order (dynamic mode only: it sorts)."""
+    keys = np.asarray((generator or default_generator).bits(n))
+    return Tensor(np.argsort(keys, kind="stable"))
