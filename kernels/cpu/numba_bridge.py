@@ -20,6 +20,7 @@ If all of it breaks, `cfunc(...).inspect_llvm()` is the public fallback, at the 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
@@ -46,6 +47,9 @@ __all__ = ["FASTMATH", "compile_count", "kernel_ir"]
 # May fuse a multiply with an add, ignore the sign of zero, multiply by a reciprocal, approximate a function; may never
 # assume that NaN and infinity are absent, nor change the order of a sum.
 FASTMATH = frozenset({"contract", "nsz", "arcp", "afn"})
+
+# The names of alias scopes hold Numba's names, which count compilations; without them equal kernels are equal text.
+_NUMBA_NAME = re.compile(r'!"_ZN[^"]*"')
 
 
 def kernel_ir(function: Callable[..., None], pointer_types: Sequence[np.dtype[Any]], symbol: str) -> str:
@@ -77,7 +81,7 @@ def _compile(llvm: Any, function: Callable[..., None], arguments: tuple[Any, ...
     )
     module = library.link(llvm)
     module.link_in(llvm.parse_assembly(_wrapper(symbol, result.fndesc.mangled_name, len(arguments))))
-    return optimised(llvm, module, symbol)
+    return _NUMBA_NAME.sub('!""', optimised(llvm, module, symbol))
 
 
 def _element_type(dtype: np.dtype[Any]) -> Any:

@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 import threading
+from importlib import metadata
 
 import numpy as np
 import pytest
@@ -130,7 +131,7 @@ def test_building_is_deterministic():
     assert native.build({"add": ADD_IR}, [ADD_STEP]) == native.build({"add": ADD_IR}, [ADD_STEP])
 
 
-def test_many_programs_live_side_by_side_and_are_freed():
+def test_many_programs_live_side_by_side():
     program = native.build({}, [Fill(Arena(0), 1, 7)])
     steps = [native.load(program) for _ in range(50)]
     arena = np.zeros(1, np.uint8)
@@ -138,6 +139,65 @@ def test_many_programs_live_side_by_side_and_are_freed():
     gc.collect()
     call(steps[0], arena)
     assert arena[0] == 7
+
+
+def test_code_is_freed_with_its_step(monkeypatch):
+    closed = []
+    make = native._engine
+
+    def watched(llvm, objects):
+        engine = make(llvm, objects)
+        close = engine.close
+        monkeypatch.setattr(engine, "close", lambda: (closed.append(engine), close()))
+        return engine
+
+    monkeypatch.setattr(native, "_engine", watched)
+    step = native.load(native.build({}, []))
+    assert closed == []
+    del step
+    assert len(closed) == 1
+
+
+def test_freeing_does_not_wait_for_another_thread():
+    step = native.load(native.build({}, []))
+    inside, leave = threading.Event(), threading.Event()
+
+    def work():
+        with native.llvm_lock():
+            inside.set()
+            leave.wait(10)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert inside.wait(10)
+    del step
+    assert len(native._discarded) == 1
+    leave.set()
+    thread.join()
+    native.build({}, [])
+    assert native._discarded == []
+
+
+def test_programs_with_equal_names_do_not_mix():
+    double = ADD_IR.replace("fadd", "fmul")
+    steps = [native.load(native.build({"add": text}, [ADD_STEP])) for text in (ADD_IR, double)]
+    arena, other = np.full(16, 3, FLOAT), np.full(16, 5, FLOAT)
+    results = []
+    for step in steps:
+        out = np.zeros(32, FLOAT)
+        call(step, arena, other, out)
+        results.append(out[16])
+    assert results == [8, 15]
+
+
+def test_keys_name_what_code_depends_on():
+    key = native.toolchain_key()
+    assert key.startswith(native.host_key())
+    for name in ("numba", "numpy", "llvmlite"):
+        assert f"/{name}-{metadata.version(name)}/" in key
+    for name in ("python-", "llvm-", "source-"):
+        assert f"/{name}" in key
+    assert python("from staticgrad.kernels.cpu import native; print(native.toolchain_key())").strip() == key
 
 
 def test_threads_may_build_load_and_call_at_once():
