@@ -16,7 +16,15 @@ from staticgrad.graph.errors import GraphError
 from staticgrad.graph.group import Group
 from staticgrad.graph.node import Graph, Node
 
+ALIGNMENT = 64
+"""Bytes: slots of the arena start at multiples of it; a cache line, and the widest vector register."""
+
 Space = Literal["arena", "input", "output", "constant"]
+
+
+def aligned(nbytes: int) -> int:
+    """`nbytes` rounded up to the alignment of slots."""
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT
 
 
 @dataclass(frozen=True)
@@ -154,18 +162,30 @@ def direct_updates(graph: Graph, groups: Sequence[Group], uses: Uses) -> dict[No
     Nobody may need the old content from then on: no later group, no copy at the end (an output or another state that
     takes the old content), and the writing group itself only element by element.
     """
-    outputs = set(graph.outputs)
-    kept = outputs | {value for leaf, value in graph.updates if value is not leaf}
     index_of = {leaf: index for index, leaf in enumerate(graph.inputs)}
     found: dict[Node, Place] = {}
-    for leaf, value in graph.updates:
-        position = uses.written.get(value)
-        if position is None or value in outputs or leaf in kept or value in found:
-            continue
+    for leaf, value in replaceable_states(graph, uses):
+        position = uses.written[value]
         last = uses.last_read.get(leaf, -1)
-        if last < position or (last == position and (value, leaf) in groups[position].in_place):
+        in_turn = last < position or (last == position and (value, leaf) in groups[position].in_place)
+        if in_turn and value not in found:
             found[value] = Place("input", index_of[leaf], 0)
     return found
+
+
+def replaceable_states(graph: Graph, uses: Uses) -> list[tuple[Node, Node]]:
+    """The updates `(leaf, value)` that some order of the groups might allow to write directly.
+
+    Not those whose value an output holds already, and not those whose old content is an output or the new content
+    of another state.
+    """
+    outputs = set(graph.outputs)
+    kept = outputs | {value for leaf, value in graph.updates if value is not leaf}
+    return [
+        (leaf, value)
+        for leaf, value in graph.updates
+        if value in uses.written and value not in outputs and leaf not in kept
+    ]
 
 
 def _moves(graph: Graph, homes: dict[Node, Home]) -> list[tuple[Node, Place]]:

@@ -11,14 +11,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from staticgrad.graph.group import Group
-from staticgrad.graph.lifetimes import Buffer, Home, Place, assign_storage
+from staticgrad.graph.lifetimes import ALIGNMENT, Buffer, Home, Place, aligned, assign_storage
 from staticgrad.graph.node import Graph, Node
 from staticgrad.graph.offsets import lower_bound, plan_offsets
 
 __all__ = ["ALIGNMENT", "Place", "Plan", "Slot", "describe_group", "format_memory", "make_plan"]
-
-ALIGNMENT = 64
-"""Bytes: a cache line, and the widest vector register."""
 
 
 @dataclass(frozen=True)
@@ -106,11 +103,6 @@ def make_plan(graph: Graph, groups: Sequence[Group], *, reuse: bool = True) -> P
         frees=_frees(slots, len(groups)) if reuse else ((),) * len(groups),
         reuse=reuse,
     )
-
-
-def aligned(nbytes: int) -> int:
-    """`nbytes` rounded up to the alignment of slots."""
-    return -(-nbytes // ALIGNMENT) * ALIGNMENT
 
 
 def _lay_out(buffers: Sequence[Buffer], reuse: bool) -> dict[Buffer, int]:
