@@ -1,0 +1,320 @@
+"""`Module`: a tree of parameters, buffers and submodules with a `forward`, under PyTorch's names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+
+import staticgrad as sg
+from staticgrad.graph.errors import DTypeError
+from staticgrad.nn.parameter import Parameter, convert_in_place
+from staticgrad.nn.state import IncompatibleKeys, collect_state, load_state
+from staticgrad.tensor import Tensor
+
+
+class Registry(NamedTuple):
+    """Where a module keeps what is registered with it; one dict for each kind, in order of registration."""
+
+    parameters: dict[str, Parameter | None]
+    buffers: dict[str, Tensor | None]
+    modules: dict[str, Module | None]
+    transient: set[str]  # buffers that state_dict leaves out
+
+
+def _no_forward(self: Module, *args: Any, **kwargs: Any) -> Any:
+    raise NotImplementedError(f"{type(self).__name__}: a module needs a forward method; define forward(self, ...)")
+
+
+class Module:
+    """Base of all models. Parameters, buffers and modules that are assigned as attributes are registered.
+
+    Subclasses call `super().__init__()` first and define `forward`; calling the module calls it.
+    """
+
+    training: bool
+    forward: Callable[..., Any] = _no_forward
+
+    def __init__(self) -> None:
+        object.__setattr__(self, "_registry", Registry({}, {}, {}, set()))
+        object.__setattr__(self, "training", True)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.forward(*args, **kwargs)
+
+    # ---------------------------------------------------------------- registration
+
+    def register_parameter(self, name: str, parameter: Parameter | None) -> None:
+        """Make `parameter` an attribute that training updates; None reserves the name."""
+        self._require_name(name, "parameter")
+        if parameter is not None and not isinstance(parameter, Parameter):
+            raise TypeError(f"register_parameter: {name} must be a Parameter or None; got {type(parameter).__name__}")
+        self._store(name, parameter, "parameters")
+
+    def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
+        """Make `tensor` an attribute that is state but not trained; state_dict holds it if `persistent`."""
+        self._require_name(name, "buffer")
+        if tensor is not None and not isinstance(tensor, Tensor):
+            raise TypeError(
+                f"register_buffer: {name} must be a Tensor or None; got {type(tensor).__name__}; wrap it in sg.asarray"
+            )
+        self._store(name, tensor, "buffers")
+        if not persistent:
+            self._known().transient.add(name)
+
+    def add_module(self, name: str, module: Module | None) -> None:
+        """Make `module` a child under the attribute `name`; None reserves the name."""
+        self._require_name(name, "module")
+        if module is not None and not isinstance(module, Module):
+            raise TypeError(f"add_module: {name} must be a Module or None; got {type(module).__name__}")
+        self._store(name, module, "modules")
+
+    register_module = add_module
+
+    def _known(self) -> Registry:
+        try:
+            registry: Registry = self.__dict__["_registry"]
+        except KeyError:
+            raise AttributeError(
+                f"{type(self).__name__}: nothing can be assigned before super().__init__() was called"
+            ) from None
+        return registry
+
+    def _require_name(self, name: str, kind: str) -> None:
+        registry = self._known()
+        if not isinstance(name, str) or not name or "." in name:
+            raise KeyError(f"a {kind}'s name must be a string with no dot, and not empty; got {name!r}")
+        if not any(name in entries for entries in registry[:3]) and hasattr(self, name):
+            raise KeyError(f"{type(self).__name__}: the attribute {name!r} exists already and is not a {kind}")
+
+    def _store(self, name: str, value: Any, kind: str) -> None:
+        self._known().transient.discard(name)
+        self._replace(getattr(self._known(), kind), name, value)
+
+    def _forget(self, name: str) -> bool:
+        """Remove `name` from wherever it is registered, or from the plain attributes; say whether it was there."""
+        registry = self._known()
+        registry.transient.discard(name)
+        found = self.__dict__.pop(name, registry) is not registry
+        for entries in registry[:3]:
+            found = entries.pop(name, registry) is not registry or found
+        return found
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        registry = self._known()
+        if isinstance(value, Parameter):
+            self._replace(registry.parameters, name, value)
+        elif isinstance(value, Module):
+            self._replace(registry.modules, name, value)
+        elif name in registry.parameters and value is not None:
+            raise TypeError(
+                f"{type(self).__name__}.{name} is a parameter and takes a Parameter or None; "
+                f"got {type(value).__name__}; to change its value call {name}.copy_(value) under sg.no_grad()"
+            )
+        elif name in registry.parameters:
+            registry.parameters[name] = None
+        elif name in registry.modules and value is not None:
+            raise TypeError(
+                f"{type(self).__name__}.{name} is a module and takes a Module or None; got {type(value).__name__}"
+            )
+        elif name in registry.modules:
+            registry.modules[name] = None
+        elif name in registry.buffers:
+            self.register_buffer(name, value, persistent=name not in registry.transient)
+        else:
+            object.__setattr__(self, name, value)
+
+    def _replace(self, entries: dict[str, Any], name: str, value: Any) -> None:
+        """Assign in place, so that the order of registration stays; move it here if it was of another kind."""
+        if name not in entries:
+            self._forget(name)
+        entries[name] = value
+
+    def __getattr__(self, name: str) -> Any:
+        registry = self.__dict__.get("_registry")
+        if registry is not None:
+            for entries in registry[:3]:
+                if name in entries:
+                    return entries[name]
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def __delattr__(self, name: str) -> None:
+        if not self._forget(name):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def __dir__(self) -> list[str]:
+        registered = [name for entries in self._known()[:3] for name in entries]
+        return sorted({*super().__dir__(), *registered})
+
+    # ---------------------------------------------------------------- traversal
+
+    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
+        """This module under `prefix` and all below it, each once, parents first."""
+        seen: set[int] = set()
+        pending: list[tuple[str, Module]] = [(prefix, self)]
+        while pending:
+            path, module = pending.pop()
+            if id(module) in seen:
+                continue
+            seen.add(id(module))
+            yield path, module
+            below = [(joined(path, name), child) for name, child in module._known().modules.items() if child]
+            pending.extend(reversed(below))
+
+    def modules(self) -> Iterator[Module]:
+        """This module and all below it, each once."""
+        return (module for _, module in self.named_modules())
+
+    def named_children(self) -> Iterator[tuple[str, Module]]:
+        """The modules directly below, each once."""
+        seen: set[int] = set()
+        for name, child in self._known().modules.items():
+            if child is not None and id(child) not in seen:
+                seen.add(id(child))
+                yield name, child
+
+    def children(self) -> Iterator[Module]:
+        """The modules directly below, each once."""
+        return (child for _, child in self.named_children())
+
+    def named_parameters(self, prefix: str = "", recurse: bool = True) -> Iterator[tuple[str, Parameter]]:
+        """Parameters under dotted names, each once, those of this module first."""
+        return self._named("parameters", prefix, recurse)
+
+    def parameters(self, recurse: bool = True) -> Iterator[Parameter]:
+        """Parameters, each once: what an optimizer takes."""
+        return (parameter for _, parameter in self.named_parameters(recurse=recurse))
+
+    def named_buffers(self, prefix: str = "", recurse: bool = True) -> Iterator[tuple[str, Tensor]]:
+        """Buffers under dotted names, each once."""
+        return self._named("buffers", prefix, recurse)
+
+    def buffers(self, recurse: bool = True) -> Iterator[Tensor]:
+        """Buffers, each once."""
+        return (buffer for _, buffer in self.named_buffers(recurse=recurse))
+
+    def _named(self, kind: str, prefix: str, recurse: bool) -> Iterator[tuple[str, Any]]:
+        seen: set[int] = set()
+        for path, module in self.named_modules(prefix) if recurse else [(prefix, self)]:
+            for name, value in getattr(module._known(), kind).items():
+                if value is not None and id(value) not in seen:
+                    seen.add(id(value))
+                    yield joined(path, name), value
+
+    def get_submodule(self, target: str) -> Module:
+        """The module under a dotted name; the empty name is this one."""
+        module = self
+        for name in target.split(".") if target else []:
+            child = module._known().modules.get(name)
+            if child is None:
+                raise AttributeError(f"{type(module).__name__}: no submodule {name!r}, asked for as {target!r}")
+            module = child
+        return module
+
+    def apply(self, function: Callable[[Module], None]) -> Self:
+        """Call `function` on every module below and then on this one."""
+        for child in self.children():
+            child.apply(function)
+        function(self)
+        return self
+
+    # ---------------------------------------------------------------- modes and gradients
+
+    def train(self, mode: bool = True) -> Self:
+        """Set `training` here and below; dropout reads it."""
+        if not isinstance(mode, bool):
+            raise ValueError(f"train: mode must be True or False; got {mode!r}")
+        for module in self.modules():
+            module.training = mode
+        return self
+
+    def eval(self) -> Self:
+        """The same as `train(False)`."""
+        return self.train(False)
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """Have gradients recorded for every parameter, or not."""
+        for parameter in self.parameters():
+            parameter.requires_grad_(requires_grad)
+        return self
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradient of every parameter, or fill it with zeros."""
+        clear_grads(self.parameters(), set_to_none)
+
+    # ---------------------------------------------------------------- conversion
+
+    def to(self, dtype: Any) -> Self:
+        """Convert every floating parameter and buffer to `dtype`, in place, with their gradients.
+
+        The parameters stay the same objects; make the optimizer after the conversion, since its state keeps the
+        old dtype.
+        """
+        wanted = np.dtype(dtype)
+        if wanted.kind != "f":
+            raise DTypeError(f"Module.to: dtype must be floating; got {wanted}")
+        for tensor in [*self.parameters(), *self.buffers()]:
+            if tensor.dtype.kind == "f" and tensor.dtype != wanted:
+                convert_in_place(tensor, wanted)
+        return self
+
+    def float(self) -> Self:
+        """The same as `to(float32)`."""
+        return self.to(np.float32)
+
+    def double(self) -> Self:
+        """The same as `to(float64)`."""
+        return self.to(np.float64)
+
+    # ---------------------------------------------------------------- state
+
+    def state_dict(self, prefix: str = "") -> dict[str, Tensor]:
+        """Parameters and persistent buffers under dotted names, detached but sharing their memory."""
+        return collect_state(self, prefix)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> IncompatibleKeys:
+        """Copy values from `state_dict` (Tensors or arrays) into the parameters and buffers of the same names.
+
+        Args:
+            state_dict: as `state_dict()` gives it; dtypes are converted.
+            strict: whether names that only one side has are an error.
+
+        Returns:
+            the names that were missing and those that were not expected.
+
+        Raises:
+            RuntimeError: lists all that does not fit; nothing is changed then.
+        """
+        return load_state(self, state_dict, strict)
+
+    # ---------------------------------------------------------------- text
+
+    def extra_repr(self) -> str:
+        """What `repr` shows between the parentheses; for subclasses to define."""
+        return ""
+
+    def __repr__(self) -> str:
+        extra = self.extra_repr()
+        lines = extra.split("\n") if extra else []
+        children = []
+        for name, child in self._known().modules.items():
+            children.append(f"({name}): " + repr(child).replace("\n", "\n  "))
+        if len(lines) <= 1 and not children:
+            return f"{type(self).__name__}({extra})"
+        body = "".join(f"\n  {line}" for line in [*lines, *children])
+        return f"{type(self).__name__}({body}\n)"
+
+
+def joined(path: str, name: str) -> str:
+    """A dotted name."""
+    return f"{path}.{name}" if path else name
+
+
+def clear_grads(parameters: Any, set_to_none: bool) -> None:
+    """Set the gradient of each of `parameters` to None, or to zeros where there is one."""
+    for parameter in parameters:
+        if set_to_none or parameter.grad is None:
+            parameter.grad = None
+        else:
+            parameter.grad = sg.zeros(parameter.shape, dtype=parameter.grad.dtype)
