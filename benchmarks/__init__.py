@@ -1,0 +1,1 @@
+"""What is measured: times, accuracies and sizes, as ratios in one run."""

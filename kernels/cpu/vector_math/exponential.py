@@ -1,0 +1,210 @@
+"""Powers of e and of two: exp, exp2, expm1, sigmoid, and the hyperbolic functions made from them.
+
+The argument is written x = n ln 2 + r with n integral and |r| <= ln(2)/2 (W. Cody and W. Waite, "Software Manual for
+the Elementary Functions", 1980): ln 2 is split into a part that n multiplies exactly and a small rest. A minimax
+polynomial gives e^r; its coefficients come from `benchmarks/minimax.py`. The scaling by 2^n is done in two steps, so
+that results below the normal range are rounded once and not flushed.
+"""
+
+from __future__ import annotations
+
+from staticgrad.kernels.cpu.vector_math.primitives import (
+    Scalar,
+    constant,
+    copysign,
+    fabs,
+    like,
+    multiply_add,
+    polynomial,
+    power_of_two,
+    scalar,
+    select,
+)
+
+_LOG2_E = constant(1.4426950408889634)
+_LN2_HIGH = constant(0.693145751953125, 0.6931471803691238)  # 16 and 32 bits
+_LN2_LOW = constant(1.42860682030941723212e-6, 1.90821492927058770002e-10)
+_ROUNDER = constant(1.5 * 2.0**23, 1.5 * 2.0**52)  # adding and subtracting it rounds to the nearest integer
+_EXP_LOWER = constant(-105.0, -747.0)  # e^x rounds to zero below
+_EXP_UPPER = constant(90.0, 711.0)  # e^x is above the largest float
+_EXP2_LOWER = constant(-151.0, -1076.0)
+_EXP2_UPPER = constant(129.0, 1025.0)
+_EXPM1_LOWER = constant(-18.0, -38.0)  # expm1(x) rounds to -1 below
+_EXPM1_UPPER = constant(89.0, 710.0)  # keeps 2^(n - 1) finite; already above the largest float
+
+_EXP = polynomial(  # (e^r - 1 - r) / r^2
+    (0.49999994, 0.16666521, 0.04166839, 0.008368711, 0.00138146),
+    (
+        0.5,
+        0.16666666666666682,
+        0.041666666666666095,
+        0.008333333333317044,
+        0.0013888888889115564,
+        0.0001984126989635843,
+        2.4801586926674934e-05,
+        2.7557234888488378e-06,
+        2.7557581869406987e-07,
+        2.511202723116137e-08,
+        2.0826605341814534e-09,
+    ),
+)
+_EXP2 = polynomial(  # (2^r - 1) / r
+    (0.69314724, 0.24022652, 0.055503104, 0.009617693, 0.0013406643, 0.0001559473),
+    (
+        0.6931471805599453,
+        0.24022650695910072,
+        0.055504108664821736,
+        0.009618129107628562,
+        0.0013333558146381738,
+        0.0001540353039317173,
+        1.525273386484442e-05,
+        1.3215487003466781e-06,
+        1.0178047531561238e-07,
+        7.054814821676121e-09,
+        4.4572392449073224e-10,
+        2.5855252761644438e-11,
+    ),
+)
+_TANH = polynomial(  # (tanh(x) - x) / x^3 in x^2, |x| <= 5/8
+    (-0.3333333, 0.1333321, -0.053947207, 0.021702971, -0.008182682, 0.0021475442),
+    (
+        -0.33333333333333315,
+        0.13333333333329891,
+        -0.05396825396613504,
+        0.0218694884706708,
+        -0.008863234341763436,
+        0.003592114273825339,
+        -0.0014557276328908033,
+        0.0005894586905172342,
+        -0.00023703031122565598,
+        9.159013644999969e-05,
+        -3.021830377087201e-05,
+        6.055781882896195e-06,
+    ),
+)
+_SINH = polynomial(  # (sinh(x) - x) / x^3 in x^2, |x| <= 1
+    (0.16666667, 0.0083333505, 0.00019836066, 2.8174388e-06),
+    (
+        0.16666666666666669,
+        0.008333333333333139,
+        0.0001984126984143768,
+        2.7557319155337e-06,
+        2.505212339855279e-08,
+        1.6057240340884456e-10,
+        7.759312217547371e-13,
+    ),
+)
+
+
+@scalar
+def rounded(x: Scalar) -> Scalar:
+    """The nearest integer to x, ties to even, for |x| < 2^22."""
+    return (x + _ROUNDER(x)) - _ROUNDER(x)
+
+
+@scalar
+def clamp(x: Scalar, lower: Scalar, upper: Scalar) -> Scalar:
+    """x moved into [lower, upper]; NaN stays NaN."""
+    x = select(x < lower, lower, x)
+    return select(x > upper, upper, x)
+
+
+@scalar
+def _scaled(p: Scalar, n: Scalar) -> Scalar:
+    """p 2^n, rounded once, for |n| up to twice the exponent range."""
+    half = rounded(n * like(0.5, n))
+    return p * power_of_two(half) * power_of_two(n - half)
+
+
+@scalar
+def _reduced(x: Scalar, rest: Scalar) -> Scalar:
+    """(n, r, c) with x + rest = n ln 2 + r + c, where c is the rounding error of r and `rest` is small."""
+    n = rounded(x * _LOG2_E(x))
+    high = x - n * _LN2_HIGH(x)
+    low = n * _LN2_LOW(x) - rest
+    r = high - low
+    return n, r, (high - r) - low
+
+
+@scalar
+def _exp_times_power(x: Scalar, k: Scalar) -> Scalar:
+    """e^x 2^k for an integral float k."""
+    n, r, c = _reduced(clamp(x, _EXP_LOWER(x) - k, _EXP_UPPER(x) - k), like(0.0, x))
+    p = like(1.0, x) + (r + multiply_add(r * r, _EXP(r), c))
+    return _scaled(p, n + k)
+
+
+@scalar
+def exp(x: Scalar) -> Scalar:
+    """e^x."""
+    return _exp_times_power(x, like(0.0, x))
+
+
+@scalar
+def exp_of_sum(high: Scalar, low: Scalar) -> Scalar:
+    """e^(high + low), for |low| no larger than |high|."""
+    x = high + low
+    n, r, c = _reduced(clamp(x, _EXP_LOWER(x), _EXP_UPPER(x)), (high - x) + low)
+    p = like(1.0, x) + (r + multiply_add(r * r, _EXP(r), c))
+    return _scaled(p, n)
+
+
+@scalar
+def exp2_of_sum(high: Scalar, low: Scalar) -> Scalar:
+    """2^(high + low), for a `low` that is a rounding error of `high`."""
+    high = clamp(high, _EXP2_LOWER(high), _EXP2_UPPER(high))
+    n = rounded(high)
+    r = (high - n) + select(fabs(low) < like(1.0, high), low, like(0.0, high))  # larger only where `high` is clamped
+    return _scaled(multiply_add(r, _EXP2(r), like(1.0, high)), n)
+
+
+@scalar
+def exp2(x: Scalar) -> Scalar:
+    """2^x; exact at integers."""
+    return exp2_of_sum(x, like(0.0, x))
+
+
+@scalar
+def expm1(x: Scalar) -> Scalar:
+    """e^x - 1, without cancellation near zero."""
+    n, r, c = _reduced(clamp(x, _EXPM1_LOWER(x), _EXPM1_UPPER(x)), like(0.0, x))
+    p = r + multiply_add(r * r, _EXP(r), c)  # expm1(x) = 2^n p + (2^n - 1)
+    # One binary place lower while summing: 2^n itself may be just above the largest float.
+    scale = power_of_two(n - like(1.0, x))
+    summed = like(2.0, x) * (scale * p + (scale - like(0.5, x)))
+    return copysign(select(n == like(0.0, x), p, summed), x)
+
+
+@scalar
+def sigmoid(x: Scalar) -> Scalar:
+    """1 / (1 + e^-x); small results keep their relative accuracy."""
+    z = exp(-fabs(x))
+    return select(x < like(0.0, x), z, like(1.0, x)) / (like(1.0, x) + z)
+
+
+@scalar
+def tanh(x: Scalar) -> Scalar:
+    """(e^x - e^-x) / (e^x + e^-x), as 1 - 2 / (e^2x + 1); a polynomial for |x| <= 5/8."""
+    a = fabs(x)
+    one, two = like(1.0, x), like(2.0, x)
+    large = one - two / (exp(two * a) + one)
+    square = a * a
+    small = multiply_add(a * square, _TANH(square), a)
+    return copysign(select(a <= like(0.625, x), small, large), x)
+
+
+@scalar
+def cosh(x: Scalar) -> Scalar:
+    """(e^x + e^-x) / 2."""
+    half = _exp_times_power(fabs(x), like(-1.0, x))
+    return half + like(0.25, x) / half
+
+
+@scalar
+def sinh(x: Scalar) -> Scalar:
+    """(e^x - e^-x) / 2; a polynomial for |x| <= 1."""
+    half = _exp_times_power(fabs(x), like(-1.0, x))
+    large = half - like(0.25, x) / half
+    square = x * x
+    small = multiply_add(x * square, _SINH(square), x)
+    return select(fabs(x) <= like(1.0, x), small, copysign(large, x))
