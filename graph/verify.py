@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
+from functools import cache
 
 from staticgrad.graph.errors import GraphError, StaticgradError
 from staticgrad.graph.node import Graph, Node
+from staticgrad.graph.op import Op
 from staticgrad.graph.ops.leaf import graph_input
 
 ROLES = ("argument", "state", "scalar")
@@ -72,6 +75,19 @@ def _check_attributes(node: Node) -> None:
             hash(value)
         except TypeError:
             raise _broken(node, f"attributes must be hashable; {name} is a {type(value).__name__}") from None
+
+    expected = _attributes_of(node.op)
+    if expected is not None and node.attributes.keys() != expected:
+        raise _broken(node, f"its attributes must be {sorted(expected)}; got {sorted(node.attributes)}")
+
+
+@cache
+def _attributes_of(op: Op) -> frozenset[str] | None:
+    """The attributes of an elementwise op; for the others `infer` checks them."""
+    if op.scalar is None:
+        return None
+    parameters = inspect.signature(op.scalar).parameters.values()
+    return frozenset(parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY)
 
 
 def _check_type(node: Node) -> None:

@@ -25,7 +25,8 @@ def flags_told(node: Node, rewriter: Rewriter) -> Node | None:
     """Both flags are always among the attributes, so that equal products are found equal."""
     if all(name in node.attributes for name in FLAGS):
         return None
-    return _product(rewriter, *node.operands, *_flags(node))
+    x, y = node.operands
+    return _product(rewriter, x, y, *_flags(node))
 
 
 def transposed_operand(node: Node, rewriter: Rewriter) -> Node | None:
@@ -120,8 +121,8 @@ def sum_of_stack(node: Node, rewriter: Rewriter) -> Node | None:
         return None
     if not rewriter.only_reader(product):
         return None
-    rows = (rewriter.reshaped(operand, flattened(operand.shape, lead + 1)) for operand in (x, y))
-    return _product(rewriter, *rows, True, False)
+    rows_of_x, rows_of_y = (rewriter.reshaped(operand, flattened(operand.shape, lead + 1)) for operand in (x, y))
+    return _product(rewriter, rows_of_x, rows_of_y, True, False)
 
 
 RULES = {
