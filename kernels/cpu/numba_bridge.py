@@ -44,9 +44,10 @@ from staticgrad.kernels.cpu.native import compile_count, llvm_lock, optimised, r
 
 __all__ = ["FASTMATH", "compile_count", "kernel_ir"]
 
-# May fuse a multiply with an add, ignore the sign of zero, multiply by a reciprocal, approximate a function; may never
-# assume that NaN and infinity are absent, nor change the order of a sum.
-FASTMATH = frozenset({"contract", "nsz", "arcp", "afn"})
+# A multiply and an add may become one rounding, and nothing else. `arcp` and `afn` look harmless, but make LLVM replace
+# 1 / sqrt(x) by an estimate that is NaN at zero and infinity; `nsz` loses the sign of zero; none is faster.
+# Functions that a kernel calls inherit this unless they set `fastmath` themselves.
+FASTMATH = frozenset({"contract"})
 
 # The names of alias scopes hold Numba's names, which count compilations; without them equal kernels are equal text.
 _NUMBA_NAME = re.compile(r'!"_ZN[^"]*"')
