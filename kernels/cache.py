@@ -11,16 +11,18 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import stat
 import struct
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 FORMAT_VERSION = 1
 DEFAULT_LIMIT = 512 * 2**20
@@ -28,6 +30,7 @@ STALE_SECONDS = 3600  # a temporary file older than this belongs to a writer tha
 _LOOK_EVERY = 1 / 16  # of the limit: bytes written between two looks at the size of the folder
 _MAGIC = b"SGCACHE\n"
 _HEADER = struct.Struct("<8sIIQ32s")  # magic, format version, length of the name, length of the payload, sha256
+_LENGTH = struct.Struct("<Q")
 _SUFFIX = ".entry"
 _TEMPORARY = ".tmp"
 _NOT_FOUND = (errno.ENOENT, errno.ENOTDIR)
@@ -78,13 +81,30 @@ def default_cache() -> DiskCache:
     return DiskCache()
 
 
-def default_directory() -> Path:
-    """`STATICGRAD_CACHE_DIR`, else `staticgrad` under `XDG_CACHE_HOME`, else under `~/.cache`."""
+def default_directory() -> Path | None:
+    """`STATICGRAD_CACHE_DIR`, else `staticgrad` under `XDG_CACHE_HOME`, else under `~/.cache`; None without a home."""
     if own := os.environ.get("STATICGRAD_CACHE_DIR"):
-        return Path(own).expanduser()
+        return _absolute(own)
     base = os.environ.get("XDG_CACHE_HOME", "")
-    root = Path(base) if os.path.isabs(base) else Path(os.path.expanduser("~")) / ".cache"
-    return root / "staticgrad"
+    return _absolute(os.path.join(base if os.path.isabs(base) else "~/.cache", "staticgrad"))
+
+
+def pack_program(metadata: Mapping[str, Any], code: bytes) -> bytes:
+    """One payload for a program: what is needed to run it, as JSON, and its native code."""
+    text = json.dumps(metadata, sort_keys=True, separators=(",", ":")).encode()
+    return b"".join((_LENGTH.pack(len(text)), text, code))
+
+
+def unpack_program(payload: bytes) -> tuple[dict[str, Any], bytes]:
+    """The metadata and the native code that `pack_program` joined; ValueError when the payload is something else."""
+    start = _LENGTH.size
+    if len(payload) < start:
+        raise ValueError(f"unpack_program: expected a packed program; got {len(payload)} bytes; compile again")
+    end = start + _LENGTH.unpack_from(payload)[0]
+    metadata = json.loads(payload[start:end])
+    if not isinstance(metadata, dict):
+        raise ValueError(f"unpack_program: the metadata must be a table; got {type(metadata).__name__}; compile again")
+    return metadata, payload[end:]
 
 
 class DiskCache:
@@ -95,10 +115,13 @@ class DiskCache:
     """
 
     def __init__(self, directory: Path | None = None, limit_bytes: int = DEFAULT_LIMIT) -> None:
-        self.directory = Path(directory) if directory is not None else default_directory()
+        found = default_directory() if directory is None else Path(directory)
+        self.directory = found or Path(os.devnull)
         self.limit_bytes = limit_bytes
         self._counts = _Counts()
-        self._disabled = "STATICGRAD_CACHE=0" if os.environ.get("STATICGRAD_CACHE", "") == "0" else ""
+        self._disabled = "" if found else "there is no home folder: set STATICGRAD_CACHE_DIR"
+        if os.environ.get("STATICGRAD_CACHE", "") == "0":
+            self._disabled = "STATICGRAD_CACHE=0"
         self._unseen = limit_bytes  # bytes written since the last look at the folder; the first put looks
 
     def get(self, kind: str, key: str) -> bytes | None:
@@ -266,6 +289,15 @@ class _DamagedError(Exception):
 
 class _UntrustedError(Exception):
     """Someone else could have written the entry."""
+
+
+def _absolute(path: str) -> Path | None:
+    expanded = os.path.expanduser(path)
+    if expanded.startswith("~"):
+        return None
+    with contextlib.suppress(OSError):  # the working directory may be gone
+        return Path(os.path.abspath(expanded))
+    return None
 
 
 def _entry_name(kind: str, key: str) -> str:

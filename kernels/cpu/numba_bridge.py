@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -68,10 +67,11 @@ def kernel_ir(function: Callable[..., None], pointer_types: Sequence[np.dtype[An
 
 
 def _compile(llvm: Any, function: Callable[..., None], arguments: tuple[Any, ...], symbol: str) -> str:
-    library = _Library(_target().codegen(), symbol)
+    target = registry.cpu_target.target_context
+    library = _Library(target.codegen(), symbol)
     result = compile_extra(
         registry.cpu_target.typing_context,
-        _target(),
+        target,
         function,
         arguments,
         types.void,
@@ -87,13 +87,6 @@ def _compile(llvm: Any, function: Callable[..., None], arguments: tuple[Any, ...
 
 def _element_type(dtype: np.dtype[Any]) -> Any:
     return types.uint8 if dtype == np.bool_ else from_dtype(dtype)
-
-
-@cache
-def _target() -> Any:
-    registry.cpu_target.typing_context.refresh()
-    registry.cpu_target.target_context.refresh()
-    return registry.cpu_target.target_context
 
 
 def _flags() -> Any:

@@ -11,7 +11,14 @@ from pathlib import Path
 
 import pytest
 from staticgrad.kernels import cache as cache_module
-from staticgrad.kernels.cache import DiskCache, content_key, default_cache, default_directory
+from staticgrad.kernels.cache import (
+    DiskCache,
+    content_key,
+    default_cache,
+    default_directory,
+    pack_program,
+    unpack_program,
+)
 
 KEY = content_key("an entry")
 not_root = pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write to a read-only folder")
@@ -87,7 +94,7 @@ def test_a_name_that_could_leave_the_folder_is_refused(cache, kind, key):
 def test_the_environment_names_the_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("STATICGRAD_CACHE_DIR", str(tmp_path / "own"))
     assert default_directory() == tmp_path / "own"
-    monkeypatch.delenv("STATICGRAD_CACHE_DIR")
+    monkeypatch.delenv("STATICGRAD_CACHE_DIR", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert default_directory() == tmp_path / "xdg" / "staticgrad"
     monkeypatch.setenv("XDG_CACHE_HOME", "not/absolute")
@@ -95,6 +102,32 @@ def test_the_environment_names_the_folder(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert default_directory() == Path.home() / ".cache" / "staticgrad"
     assert default_cache() is default_cache()
+
+
+def test_without_a_home_there_is_no_cache(monkeypatch):
+    monkeypatch.delenv("STATICGRAD_CACHE_DIR", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    cache = DiskCache()
+    assert not cache.put("program", KEY, b"x")
+    assert cache.get("program", KEY) is None
+    assert not cache.info().enabled
+    assert "set STATICGRAD_CACHE_DIR" in cache.info().reason
+    assert not Path("~").exists()
+
+
+def test_programs_carry_their_metadata():
+    metadata = {"name": "step", "shapes": [[2, 3], []], "mean": 0.1}
+    assert unpack_program(pack_program(metadata, b"code")) == (metadata, b"code")
+    assert unpack_program(pack_program({}, b"")) == ({}, b"")
+
+
+@pytest.mark.parametrize(
+    "payload", [b"", b"1234567", b"\x02" + b"\0" * 7 + b"[]", b"\xff" * 20, b"\x09" + b"\0" * 7 + b"{"]
+)
+def test_a_payload_that_is_no_program_is_refused(payload):
+    with pytest.raises(ValueError):
+        unpack_program(payload)
 
 
 def test_the_environment_turns_it_off(monkeypatch, cache):
