@@ -1,0 +1,277 @@
+"""Fusion: which nodes run together as one kernel.
+
+Nodes are met in the order of the graph. Each one joins the kernel of one of its producers, and joins kernels of
+several producers into one, where one nest of loops can compute them all (`graph.structure`) and where no value would
+leave the kernel and come back. The latter is checked on levels: every kernel has a level above those it reads, so only
+kernels between two levels can lie between two kernels. All work at a node is bounded, so fusion is linear.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Sequence
+
+from staticgrad.graph.group import Group
+from staticgrad.graph.matrix_layout import matrix_layout
+from staticgrad.graph.members import Member, Members
+from staticgrad.graph.node import Graph, Node
+from staticgrad.graph.structure import Structure, analyse, in_place_pairs, picked_owners, place_passes
+
+MAX_NODES = 48  # of one kernel: LLVM's time grows faster than the kernel
+MAX_READS = 20
+SEARCH_BUDGET = 256  # kernels looked at to find a path, or moved up a level, before a fusion is given up
+SIBLINGS = 4  # how many readers of one value are tried as one kernel
+
+
+def fuse(graph: Graph) -> list[Group]:
+    """Divide the graph's work into groups, in an order in which they can run."""
+    members = Members()
+    copied = _copied(graph, members)
+    clusters = _Clusters(members, set(graph.results))
+    for node in graph.nodes:
+        if node in copied or (node.op.kind not in ("view", "leaf") and node.op.name != "iota"):
+            clusters.add(node, reads_of(node, members))
+    clusters.join_siblings()
+    return clusters.groups(graph)
+
+
+def stored_operand(operand: Node, members: Members) -> Node:
+    """The owner whose storage holds `operand` in order, as the kernel of a single op reads it: possibly a copy."""
+    found = members.resolve(operand)
+    return found.owner if found.contiguous and found.owner.op.name != "iota" else operand
+
+
+def matrix_operand(operand: Node, members: Members) -> Node:
+    """The owner whose storage BLAS reads as `operand`: possibly a copy."""
+    found = members.resolve(operand)
+    return found.owner if found.owner.op.name != "iota" and matrix_layout(found) else operand
+
+
+def reads_of(node: Node, members: Members) -> list[Node]:
+    """The owners of storage that computing `node` reads, each once."""
+    if node.op.name == "matmul":
+        return list(dict.fromkeys(matrix_operand(operand, members) for operand in node.operands))
+    member = members.member(node)
+    if member is None:
+        return list(dict.fromkeys(stored_operand(operand, members) for operand in node.operands))
+    accesses = member.accesses if member.source is None else (*member.accesses, member.source)
+    return list(dict.fromkeys(a.owner for a in accesses if a.owner is not node and a.owner.op.name != "iota"))
+
+
+def _copied(graph: Graph, members: Members) -> set[Node]:
+    """Views and iotas that must be stored: results, and what some kernel can only read in order."""
+    copied = {node for node in graph.results if _is_virtual(node)}
+    for node in reversed(graph.nodes):
+        if node.op.kind == "leaf" or (_is_virtual(node) and node not in copied):
+            continue
+        copied.update(owner for owner in reads_of(node, members) if _is_virtual(owner))
+    return copied
+
+
+def _is_virtual(node: Node) -> bool:
+    return node.op.kind == "view" or node.op.name == "iota"
+
+
+# ---------------------------------------------------------------- clusters
+
+
+class _Cluster:
+    """A kernel in the making: its members, and the kernels it reads from and is read by."""
+
+    def __init__(self, node: Node, member: Member | None, level: int) -> None:
+        self.nodes = [node]
+        self.members = None if member is None else [member]
+        self.level = level
+        self.sources: set[_Cluster] = set()
+        self.readers: set[_Cluster] = set()
+        self.reads: set[Node] = set()
+
+    @property
+    def size(self) -> int:
+        return max(member.size for member in self.members) if self.members else 0
+
+
+class _Clusters:
+    def __init__(self, members: Members, results: set[Node]) -> None:
+        self.members = members
+        self.results = results
+        self.home: dict[Node, _Cluster] = {}  # of every node that is computed
+        self.readers: dict[Node, list[Node]] = {}  # of every owner the computed nodes that read it
+
+    def add(self, node: Node, reads: Sequence[Node]) -> None:
+        """Put a node, all of whose producers have been added, into a cluster."""
+        for owner in reads:
+            self.readers.setdefault(owner, []).append(node)
+        sources = list(dict.fromkeys(self.home[owner] for owner in reads if owner in self.home))
+        sources.sort(key=_level, reverse=True)
+        member = None if node.op.name == "matmul" else self.members.member(node)
+        cluster = _Cluster(node, member, 1 + max((source.level for source in sources), default=0))
+        cluster.sources.update(sources)
+        cluster.reads.update(reads)
+        for source in sources:
+            source.readers.add(cluster)
+        self.home[node] = cluster
+        if member is None:
+            return
+        for source in sources:
+            self._join(source, cluster)
+            cluster = self.home[node]
+
+    def join_siblings(self) -> None:
+        """Join clusters that read the same large values and run over the same points."""
+        for owner, readers in list(self.readers.items()):
+            found = list(dict.fromkeys(self.home[reader] for reader in readers[: 4 * SIBLINGS]))[:SIBLINGS]
+            found = [cluster for cluster in found if cluster.members and cluster.size == owner.size > 1]
+            for first, second in zip(found, found[1:], strict=False):
+                self._join(self.home[first.nodes[0]], self.home[second.nodes[0]])
+
+    def _join(self, first: _Cluster, second: _Cluster) -> bool:
+        """Make one cluster of two if one kernel can do the work of both."""
+        if first is second or first.members is None or second.members is None:
+            return False
+        if len(first.nodes) + len(second.nodes) > MAX_NODES:
+            return False
+        nodes = {*first.nodes, *second.nodes}
+        reads = {owner for owner in first.reads | second.reads if owner not in nodes}
+        if len(reads) > MAX_READS or _path_between(first, second):
+            return False
+        together = sorted([*first.members, *second.members], key=_serial)
+        if not _may_share(together) or analyse(together) is None:
+            return False
+        levels = _raised(first, second)
+        if levels is None:
+            return False
+        self._merge(first, second, together, reads, levels)
+        return True
+
+    def _merge(
+        self,
+        first: _Cluster,
+        second: _Cluster,
+        together: list[Member],
+        reads: set[Node],
+        levels: dict[_Cluster, int],
+    ) -> None:
+        if len(first.nodes) < len(second.nodes):
+            first, second = second, first
+        first.members, first.reads = together, reads
+        first.nodes = [member.node for member in together]
+        for node in second.nodes:
+            self.home[node] = first
+        for source in second.sources:
+            source.readers.discard(second)
+            source.readers.add(first)
+        for reader in second.readers:
+            reader.sources.discard(second)
+            reader.sources.add(first)
+        first.sources = (first.sources | second.sources) - {first, second}
+        first.readers = (first.readers | second.readers) - {first, second}
+        for cluster, level in levels.items():
+            cluster.level = level
+
+    def groups(self, graph: Graph) -> list[Group]:
+        return [self._group(cluster) for cluster in _in_order(dict.fromkeys(self.home.values()))]
+
+    def _group(self, cluster: _Cluster) -> Group:
+        inside = set(cluster.nodes)
+        nodes = tuple(sorted(cluster.nodes, key=_node_serial))
+        reads = list(dict.fromkeys(owner for node in nodes for owner in reads_of(node, self.members)))
+        reads = [owner for owner in reads if owner not in inside and not _is_literal(owner, cluster) and owner.size]
+        writes = tuple(node for node in nodes if self._is_stored(node, inside))
+        if cluster.members is None:
+            kind = "matmul" if nodes[0].op.name == "matmul" else "call"
+            return Group(kind, nodes, tuple(reads), nodes)  # type: ignore[arg-type]
+        structure = structure_of(nodes, writes, self.members)
+        pairs = in_place_pairs(structure, writes, picked_owners(structure))
+        pairs = [(written, read) for written, read in pairs if read in reads]
+        return Group("fused", nodes, tuple(reads), writes, tuple(pairs), structure.scratch_bytes)
+
+    def _is_stored(self, node: Node, inside: set[Node]) -> bool:
+        return node in self.results or any(reader not in inside for reader in self.readers.get(node, ()))
+
+
+def structure_of(nodes: Sequence[Node], writes: Sequence[Node], members: Members | None = None) -> Structure:
+    """The structure of a fused group's kernel, with its passes decided."""
+    members = members or Members()
+    found = [member for node in nodes if (member := members.member(node)) is not None]
+    structure = analyse(found)
+    if structure is None:
+        raise ValueError(f"fusion: no nest of loops computes {list(nodes)}")
+    place_passes(structure, set(writes))
+    return structure
+
+
+def _is_literal(owner: Node, cluster: _Cluster) -> bool:
+    return cluster.members is not None and owner.op.name == "constant" and owner.size == 1
+
+
+def _may_share(together: Sequence[Member]) -> bool:
+    """Whether there is anything to gain: values without elements are left alone."""
+    return all(member.size for member in together)
+
+
+# ---------------------------------------------------------------- levels
+
+
+def _path_between(first: _Cluster, second: _Cluster) -> bool:
+    """Whether a value goes from one cluster through a third to the other (also when that cannot be told soon)."""
+    lower, upper = (first, second) if first.level <= second.level else (second, first)
+    pending = [source for source in upper.sources if source is not lower and source.level > lower.level]
+    seen = set(pending)
+    while pending:
+        for source in pending.pop().sources:
+            if source is lower:
+                return True
+            if source.level > lower.level and source not in seen:
+                seen.add(source)
+                pending.append(source)
+        if len(seen) > SEARCH_BUDGET:
+            return True
+    return False
+
+
+def _raised(first: _Cluster, second: _Cluster) -> dict[_Cluster, int] | None:
+    """New levels when two clusters become one: readers of the lower one move up. None if too many would."""
+    sources = (first.sources | second.sources) - {first, second}
+    level = max(1 + max((source.level for source in sources), default=0), min(first.level, second.level))
+    levels = {first: level, second: level}
+    pending = [first, second]
+    while pending:
+        cluster = pending.pop()
+        for reader in cluster.readers:
+            if reader is first or reader is second:
+                continue
+            if levels.get(reader, reader.level) <= levels[cluster]:
+                levels[reader] = levels[cluster] + 1
+                pending.append(reader)
+        if len(levels) > SEARCH_BUDGET:
+            return None
+    return levels
+
+
+def _in_order(clusters: Iterable[_Cluster]) -> list[_Cluster]:
+    """Clusters after all that they read from, otherwise in the order of the graph."""
+    waiting = {cluster: len(cluster.sources) for cluster in clusters}
+    ready = [(cluster.nodes[0].serial, id(cluster), cluster) for cluster, count in waiting.items() if not count]
+    heapq.heapify(ready)
+    ordered = []
+    while ready:
+        *_, cluster = heapq.heappop(ready)
+        ordered.append(cluster)
+        for reader in cluster.readers:
+            waiting[reader] -= 1
+            if not waiting[reader]:
+                heapq.heappush(ready, (reader.nodes[0].serial, id(reader), reader))
+    return ordered
+
+
+def _level(cluster: _Cluster) -> int:
+    return cluster.level
+
+
+def _serial(member: Member) -> int:
+    return member.node.serial
+
+
+def _node_serial(node: Node) -> int:
+    return node.serial

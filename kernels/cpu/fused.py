@@ -1,0 +1,487 @@
+"""Generates the kernel of a fused group: readable Python, one nest of loops over raw pointers.
+
+Variables: `t` values of each point, `r` of each row, `s` of the whole; `a` what is loaded, `c` and `u` accumulators of
+the innermost loop and of a row or the whole, `at` where a run of elements starts, `i0 i1 …` loop counters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from staticgrad.graph.members import ARGUMENTS, Access, Member
+from staticgrad.graph.node import DType, Node
+from staticgrad.graph.structure import Level, Structure, scratch_stride
+from staticgrad.kernels.cpu.expressions import BOOL, elementwise_expression, literal, type_name
+from staticgrad.kernels.cpu.kernel import Call, Kernel, Operand
+
+CHUNK = 4096  # longest run of float additions in one accumulator; partial sums are added in float64
+_INT64 = np.dtype(np.int64)
+_FLOAT64 = np.dtype(np.float64)
+Pattern = tuple[int, tuple[int, ...]]  # offset, and strides along the axes
+
+
+def generate(structure: Structure, writes: Sequence[Node], shared: Mapping[Node, Node]) -> Call:
+    """The call that computes the structure's members and stores `writes`.
+
+    Args: `shared` gives for a written node the read one whose storage the plan lets it take; both are one pointer.
+    """
+    return _Generator(structure, writes, shared).call()
+
+
+@dataclass
+class _Pass:
+    """One run over the inner loops: what stands before the innermost loop, in it, and after it."""
+
+    number: int
+    body: list[str] = field(default_factory=list)
+    loads: dict[int, list[str]] = field(default_factory=dict)  # by the number of loops around them
+    known: dict[tuple[Node, Pattern], str] = field(default_factory=dict)
+    bases: dict[str, str] = field(default_factory=dict)  # name of a start: its value
+    start: list[str] = field(default_factory=list)  # before the innermost loop
+    end: list[str] = field(default_factory=list)  # after the innermost loop
+    totals: list[str] = field(default_factory=list)  # before all inner loops
+    results: list[str] = field(default_factory=list)  # after all inner loops
+    sums: bool = False  # whether floats are added in a register
+
+
+class _Generator:
+    def __init__(self, structure: Structure, writes: Sequence[Node], shared: Mapping[Node, Node]) -> None:
+        self.structure = structure
+        self.writes = set(writes)
+        self.shared = shared
+        self.members = {member.node: member for member in structure.members}
+        self.axes = structure.axes
+        self.names = {
+            member.node: f"{'srts'[structure.level[member.node]]}{position}"
+            for position, member in enumerate(structure.members)
+        }
+        self.pointers: dict[tuple[str, Node | None], str] = {}
+        self.operands: list[Operand] = []
+        self.dtypes: list[DType] = []
+        self.hoisted: dict[int, list[str]] = {level: [] for level in range(len(structure.outer) + 1)}
+        self.known: dict[tuple[Node, Pattern], str] = {}
+        self.loaded = 0
+        self.starts: dict[Pattern, str] = {}
+        self.temporaries = 0
+        scratch_offset = 0
+        self.scratch: dict[Node, int] = {}
+        for node in structure.scratch:
+            self.scratch[node] = scratch_offset
+            scratch_offset += scratch_stride(structure.row_size, node)
+
+    # ------------------------------------------------------------ the whole kernel
+
+    def call(self) -> Call:
+        before, after = self._before(), []
+        passes = [self._pass(number) for number in range(self.structure.count)] if self.axes else []
+        rows = [self._row_stage(stage) for stage in range(len(passes) + 1)]
+        initial, after = self._accumulators()
+        lines = [*self.hoisted[0], *before, *initial]
+        indent = ""
+        if self.axes:
+            for axis, extent in enumerate(self.structure.outer):
+                lines.append(f"{indent}for i{axis} in range({extent}):")
+                indent += "    "
+                lines += [indent + line for line in self.hoisted[axis + 1]]
+            block = list(rows[0])
+            for found, row in zip(passes, rows[1:], strict=True):
+                block += self._inner_loops(found) + row
+            lines += [indent + line for line in block]
+        lines += after
+        return Call(self._kernel(lines), tuple(self.operands))
+
+    def _kernel(self, lines: Sequence[str]) -> Kernel:
+        names = [f"p{position}" for position in range(len(self.operands))]
+        about = [f"    {name}: {self._about(operand, dtype)}" for name, operand, dtype in zip(names, self.operands, self.dtypes, strict=True)]
+        text = [f"def kernel({', '.join(names)}):", '    """', *about, '    """', *(f"    {line}" for line in lines or ["pass"])]
+        return Kernel("\n".join(text) + "\n", tuple(self.dtypes))
+
+    def _about(self, operand: Operand, dtype: DType) -> str:
+        if operand.kind == "scratch":
+            return f"{dtype}, a scratch row of {self.structure.row_size} elements"
+        if operand.kind != "storage" or operand.node is None:
+            return f"{dtype}, where errors are reported"
+        in_place = operand.node in self.shared or operand.node in self.shared.values()
+        how = "read and written in place" if in_place else "written" if operand.node in self.writes else "read"
+        return f"{dtype}[{operand.node.size}], {how}"
+
+    def _pointer(self, kind: str, node: Node | None, dtype: DType, offset: int = 0) -> str:
+        key = (kind, self.shared.get(node, node) if kind == "storage" and node is not None else node)
+        if key not in self.pointers:
+            self.pointers[key] = f"p{len(self.operands)}"
+            self.operands.append(Operand(kind, node, offset))  # type: ignore[arg-type]
+            self.dtypes.append(dtype)
+        return self.pointers[key]
+
+    def _storage(self, node: Node) -> str:
+        return self._pointer("storage", node, node.dtype)
+
+    # ------------------------------------------------------------ loads
+
+    def _load(self, access: Access, scope: _Pass | None) -> str:
+        """The text of an operand's value; loads are put as far out of the loops as they may stand."""
+        owner = access.owner
+        if owner in self.members and owner.op.name != "iota":
+            return self.names[owner]
+        if owner.op.name == "constant" and owner.size == 1:
+            return literal(owner.attributes["value"].array().reshape(())[()], owner.dtype)
+        pattern = (access.offset, self.structure.strides(access.layout, access.size))
+        key = (owner, pattern)
+        depth = max((axis + 1 for axis, stride in enumerate(pattern[1]) if stride), default=0)
+        outside = depth <= len(self.structure.outer)
+        known = self.known if outside or scope is None else scope.known
+        if key in known:
+            return known[key]
+        name = known[key] = f"a{self.loaded}"
+        self.loaded += 1
+        innermost = depth == len(self.axes) and depth > 0 and not outside
+        index = self._run(pattern, scope) if innermost and scope is not None else _index(pattern)
+        line = f"{name} = {self._element(owner, index)}"
+        if outside or scope is None:
+            self.hoisted[depth].append(line)
+        elif innermost:
+            scope.body.append(line)
+        else:
+            scope.loads.setdefault(depth, []).append(line)
+        return name
+
+    def _element(self, owner: Node, index: str) -> str:
+        if owner.op.name == "iota":
+            return f"{owner.dtype.name}({index})"
+        text = f"{self._storage(owner)}[{index}]"
+        return f"({text} != 0)" if owner.dtype == BOOL else text
+
+    def _run(self, pattern: Pattern, scope: _Pass) -> str:
+        """The index of an element in the innermost loop: where the run starts, plus the counter's share."""
+        offset, strides = pattern
+        start = _index((offset, (*strides[:-1], 0)))
+        counter = _term(f"i{len(strides) - 1}", strides[-1])
+        if start == "0":
+            return counter
+        if not start.isidentifier() and not start.isdigit():
+            name = self.starts.setdefault((offset, strides[:-1]), f"at{len(self.starts)}")
+            scope.bases[name] = start
+            start = name
+        return f"{start} + {counter}"
+
+    def _contiguous(self, scope: _Pass) -> str:
+        return self._run((0, self.structure.strides(((self.structure.size, 1),), self.structure.size)), scope)
+
+    # ------------------------------------------------------------ values
+
+    def _value(self, member: Member, operands: Sequence[str], position: str) -> str:
+        node = member.node
+        if node.op.kind == "elementwise":
+            return elementwise_expression(node, operands)
+        if node.op.name in ARGUMENTS:
+            return literal(0, node.dtype)
+        if node.op.name == "scatter_add_along_axis":
+            return f"select({position} == {operands[1]}, {operands[0]}, {literal(0, node.dtype)})"
+        return operands[0]
+
+    def _operands(self, member: Member, scope: _Pass | None) -> list[str]:
+        found = [self._load(access, scope) for access in member.accesses]
+        if member.node.op.name == "scatter_add_along_axis" and scope is not None:
+            name = f"w{self.names[member.node]}"
+            scope.start.append(f"{name} = {self._checked(member.node, found[1], member.node.shape[-1])}")
+            found[1] = name
+        return found
+
+    def _checked(self, node: Node, index: str, extent: int) -> str:
+        status = self._pointer("status", None, _INT64)
+        code = self._pointer("error", node, _INT64)
+        return f"checked_index({index}, {extent}, {status}, {code})"
+
+    def _before(self) -> list[str]:
+        lines = []
+        for member in self.structure.members:
+            if self.structure.level[member.node] == Level.BEFORE:
+                value = self._value(member, self._operands(member, None), "0")
+                lines.append(f"{self.names[member.node]} = {value}")
+                if member.node in self.writes:
+                    lines.append(f"{self._storage(member.node)}[0] = {self.names[member.node]}")
+        return lines
+
+    # ------------------------------------------------------------ rows
+
+    def _row_stage(self, stage: int) -> list[str]:
+        """Row values that are known after `stage` passes."""
+        lines: list[str] = []
+        structure = self.structure
+        for member in structure.members:
+            node = member.node
+            if structure.stage[node] != stage:
+                continue
+            if structure.level[node] == Level.ROW:
+                if member.kind == "map":
+                    lines.append(f"{self.names[node]} = {self._value(member, self._operands(member, None), '0')}")
+                elif member.kind == "pick":
+                    lines += self._pick(member)
+                if node in self.writes:
+                    lines.append(f"{self._storage(node)}[{self._row_index()}] = {self.names[node]}")
+            elif member.kind == "reduce" and member.size != structure.size:
+                value = self._load(member.accesses[0], None)
+                lines.append(self._add_to_result(member, value))
+        return lines
+
+    def _row_index(self) -> str:
+        rows = self.structure.rows or 1
+        return _index((0, self.structure.strides(((rows, 1),) if rows > 1 else (), rows)))
+
+    def _pick(self, member: Member) -> list[str]:
+        (indices,) = member.accesses
+        node, source = member.node, member.source
+        assert source is not None
+        place = f"w{self.names[node]}"
+        extent = node.operands[0].shape[-1]
+        lines = [f"{place} = {self._checked(node, self._load(indices, None), extent)}"]
+        value = self._at_point(source, place, lines, {})
+        return [*lines, f"{self.names[node]} = {value}"]
+
+    def _at_point(self, access: Access, place: str, lines: list[str], known: dict[Any, str]) -> str:
+        """The value of an access at one position of the row, computed again from what is in memory."""
+        owner = access.owner
+        if owner in self.members and self.structure.level[owner] != Level.FULL:
+            return self.names[owner]
+        strides = self.structure.strides(access.layout, access.size)
+        if owner not in self.members and not strides[-1]:
+            return self._load(access, None)
+        key = (owner, access.offset, strides)
+        if key in known:
+            return known[key]
+        if owner not in self.members or owner.op.name == "iota":
+            value = self._element(owner, _index((access.offset, strides), {len(strides) - 1: place}))
+        else:
+            member = self.members[owner]
+            operands = [self._at_point(operand, place, lines, known) for operand in member.accesses]
+            if owner.op.name == "scatter_add_along_axis":
+                operands[1] = self._checked(owner, operands[1], owner.shape[-1])
+            value = self._value(member, operands, place)
+        name = known[key] = f"q{self.temporaries}"
+        self.temporaries += 1
+        lines.append(f"{name} = {value}")
+        return name
+
+    # ------------------------------------------------------------ passes over a row
+
+    def _pass(self, number: int) -> _Pass:
+        scope = _Pass(number)
+        structure = self.structure
+        stores = []
+        for member in structure.members:
+            node = member.node
+            wanted = structure.passes.get(node, ())
+            if number not in wanted:
+                continue
+            if member.kind == "reduce":
+                self._accumulate(member, scope)
+                continue
+            name = self.names[node]
+            first = number == min(wanted)
+            stored = self._stored(node, scope)
+            if stored and not first:
+                scope.body.append(f"{name} = {'(' + stored + ' != 0)' if node.dtype == BOOL else stored}")
+                continue
+            position = _index((0, structure.strides(member.result, member.size))) if member.result else "0"
+            scope.body.append(f"{name} = {self._value(member, self._operands(member, scope), position)}")
+            if stored:
+                stores.append(f"{stored} = {name}")
+        scope.body += stores
+        return scope
+
+    def _stored(self, node: Node, scope: _Pass) -> str | None:
+        """Where a value of each point is stored, if it is."""
+        if node in self.writes:
+            return f"{self._storage(node)}[{self._contiguous(scope)}]"
+        if node in self.scratch:
+            pointer = self._pointer("scratch", node, node.dtype, self.scratch[node])
+            strides = self.structure.strides(((self.structure.size, 1),), self.structure.size)
+            inner = (0,) * len(self.structure.outer) + strides[len(self.structure.outer) :]
+            return f"{pointer}[{self._run((0, inner), scope)}]"
+        return None
+
+    def _accumulate(self, member: Member, scope: _Pass) -> None:
+        """Add each point of the row to a reduction."""
+        value = self._load(member.accesses[0], scope)
+        structure, node = self.structure, member.node
+        if node.op.name in ARGUMENTS:
+            self._accumulate_position(member, value, scope)
+            return
+        strides = structure.strides(member.result, member.size)
+        if structure.level[node] == Level.AFTER and strides[-1]:
+            place = f"{self._storage(node)}[{self._run((0, strides), scope)}]"
+            scope.body.append(f"{place} = {_step(node, _read(place, node), value)}")
+            return
+        register = f"c{self.names[node][1:]}"
+        scope.start.append(f"{register} = {_first(node)}")
+        scope.body.append(f"{register} = {_step(node, register, value, reorder=True)}")
+        scope.sums |= node.op.name == "sum" and node.dtype.kind == "f"
+        if structure.level[node] == Level.AFTER:
+            scope.end.append(self._add_to_result(member, register))
+            return
+        total = f"u{self.names[node][1:]}"
+        scope.totals.append(f"{total} = {_first(node, wide=True)}")
+        scope.end.append(f"{total} = {_step(node, total, register, wide=True)}")
+        scope.results.append(f"{self.names[node]} = {_narrowed(node, total)}")
+
+    def _accumulate_position(self, member: Member, value: str, scope: _Pass) -> None:
+        node = member.node
+        name = self.names[node]
+        best = f"c{name[1:]}"
+        outer = len(self.structure.outer)
+        strides = self.structure.strides(((self.structure.size, 1),), self.structure.size)
+        position = _index((0, (0,) * outer + strides[outer:]))
+        sign = ">" if node.op.name == "argmax" else "<"
+        floating = node.operands[0].dtype.kind == "f"
+        better = f"({value} {sign} {best})" + (f" | (({value} != {value}) & ({best} == {best}))" if floating else "")
+        scope.totals += [f"{best} = {_worst(node.op.name, node.operands[0].dtype)}", f"{name} = int64(0)"]
+        scope.body += [
+            f"b{name} = bool({better})",
+            f"{name} = select(b{name}, int64({position}), {name})",
+            f"{best} = select(b{name}, {value}, {best})",
+        ]
+
+    def _add_to_result(self, member: Member, value: str) -> str:
+        """Add a finished part to a result that is whole only after the loops."""
+        node = member.node
+        if node.size == 1:
+            total = f"u{self.names[node][1:]}"
+            return f"{total} = {_step(node, total, value, wide=True)}"
+        place = f"{self._storage(node)}[{_index((0, self.structure.strides(member.result, member.size)))}]"
+        return f"{place} = {_step(node, _read(place, node), value)}"
+
+    def _accumulators(self) -> tuple[list[str], list[str]]:
+        """What stands before all loops and after them for results that the loops add up."""
+        initial, after = [], []
+        for member in self.structure.members:
+            node = member.node
+            if self.structure.level[node] != Level.AFTER:
+                continue
+            name = self.names[node]
+            if member.kind == "map":
+                after.append(f"{name} = {self._value(member, self._operands(member, None), '0')}")
+            elif node.size == 1:
+                initial.append(f"u{name[1:]} = {_first(node, wide=True)}")
+                after.append(f"{name} = {_narrowed(node, f'u{name[1:]}')}")
+            else:
+                initial += [f"for i in range({node.size}):", f"    {self._storage(node)}[i] = {_first(node)}"]
+                continue
+            if node in self.writes:
+                after.append(f"{self._storage(node)}[0] = {name}")
+        return initial, after
+
+    def _inner_loops(self, scope: _Pass) -> list[str]:
+        if not scope.body:
+            return []
+        outer = len(self.structure.outer)
+        last = len(self.axes) - 1
+        lines = list(scope.totals)
+        indent = ""
+        for axis in range(outer, last):
+            lines.append(f"{indent}for i{axis} in range({self.axes[axis]}):")
+            indent += "    "
+            lines += [indent + line for line in scope.loads.get(axis + 1, ())]
+        lines += [f"{indent}{name} = {value}" for name, value in scope.bases.items()]
+        extent = self.axes[last]
+        if scope.sums and extent > CHUNK:
+            lines.append(f"{indent}for start in range(0, {extent}, {CHUNK}):")
+            indent += "    "
+            counters = f"range(start, min(start + {CHUNK}, {extent}))"
+        else:
+            counters = f"range({extent})"
+        lines += [indent + line for line in scope.start]
+        lines.append(f"{indent}for i{last} in {counters}:")
+        lines += [f"{indent}    {line}" for line in scope.body]
+        lines += [indent + line for line in scope.end]
+        return lines + scope.results
+
+
+# ---------------------------------------------------------------- text
+
+
+def _term(counter: str, stride: int) -> str:
+    if stride == 1:
+        return counter
+    return f"{counter} * {stride}" if stride >= 0 else f"{counter} * ({stride})"
+
+
+def _index(pattern: Pattern, counters: Mapping[int, str] | None = None) -> str:
+    """The index of an element in terms of the loop counters."""
+    offset, strides = pattern
+    terms = [
+        _term((counters or {}).get(axis, f"i{axis}"), stride) for axis, stride in enumerate(strides) if stride
+    ]
+    if offset or not terms:
+        terms.insert(0, str(offset))
+    return " + ".join(terms)
+
+
+# ---------------------------------------------------------------- steps of reductions
+
+
+def _wide(node: Node, wide: bool) -> DType:
+    """The dtype of an accumulator: parts of a sum are added in float64."""
+    return _FLOAT64 if wide and node.op.name == "sum" and node.dtype.kind == "f" else node.dtype
+
+
+def _first(node: Node, wide: bool = False) -> str:
+    """What a reduction starts from."""
+    dtype = _wide(node, wide)
+    match node.op.name:
+        case "sum":
+            return literal(0, dtype)
+        case "prod":
+            return literal(1, dtype)
+        case "any":
+            return "False"
+        case "all":
+            return "True"
+        case name:
+            return _worst(name, dtype)
+
+
+def _worst(name: str, dtype: DType) -> str:
+    largest = name in ("min", "argmin")
+    if dtype.kind == "f":
+        return literal(float("inf") if largest else float("-inf"), dtype)
+    limits = np.iinfo(dtype)
+    return literal(limits.max if largest else limits.min, dtype)
+
+
+def _step(node: Node, total: str, value: str, *, reorder: bool = False, wide: bool = False) -> str:
+    """`total` with one more value; `reorder` where the order of a sum does not matter."""
+    dtype = _wide(node, wide)
+    if dtype != node.dtype:
+        value = f"{dtype.name}({value})"
+    match node.op.name:
+        case "sum" if dtype.kind == "f":
+            return f"accumulate_sum({total}, {value})" if reorder else f"{total} + {value}"
+        case "prod" if dtype.kind == "f":
+            return f"accumulate_product({total}, {value})" if reorder else f"{total} * {value}"
+        case "sum":
+            return f"{dtype.name}({total} + {value})"
+        case "prod":
+            return f"{dtype.name}({total} * {value})"
+        case "max":
+            return f"larger({total}, {value})"
+        case "min":
+            return f"smaller({total}, {value})"
+        case "any":
+            return f"bool({total} | {value})"
+        case "all":
+            return f"bool({total} & {value})"
+        case name:
+            raise NotImplementedError(f"{name}: no accumulation is defined")
+
+
+def _read(place: str, node: Node) -> str:
+    return f"({place} != 0)" if node.dtype == BOOL else place
+
+
+def _narrowed(node: Node, total: str) -> str:
+    dtype = _wide(node, wide=True)
+    return total if dtype == node.dtype else f"{node.dtype.name}({total})"

@@ -1,0 +1,107 @@
+"""Kernels that select by integer arrays, and the scatters that transpose them. Indices out of range are reported."""
+
+from __future__ import annotations
+
+import math
+
+from staticgrad.graph.node import Node, Shape
+from staticgrad.kernels.cpu.expressions import literal
+from staticgrad.kernels.cpu.structural import lowering, nest
+
+
+def _around(shape: Shape, axis: int) -> tuple[int, int]:
+    """How many elements lie before and after an axis."""
+    return math.prod(shape[:axis]), math.prod(shape[axis + 1 :])
+
+
+def _cleared(node: Node) -> list[str]:
+    return [f"for i in range({node.size}):", f"    out[i] = {literal(0, node.dtype)}"]
+
+
+def _all_wrong(count: int) -> list[str]:
+    """There is nothing to select from: any index is out of range."""
+    report = ["if status[0] == 0:", "    status[0] = code[0]", "    status[1] = int64(x1[0])", "    status[2] = int64(0)"]
+    return report if count else ["pass"]
+
+
+@lowering("take", checks_index=True)
+def take(node: Node) -> list[str]:
+    """out[a, i, b] = x[a, indices[i], b]."""
+    x, indices = node.operands
+    before, after = _around(x.shape, node.attributes["axis"])
+    extent = x.shape[node.attributes["axis"]]
+    if extent == 0:
+        return [*_cleared(node), *_all_wrong(node.size)]
+    if node.size == 0:
+        return ["pass"]
+    if before == 1:
+        row = [
+            f"place = checked_index(x1[i0], {extent}, status, code) * {after}",
+            f"start = i0 * {after}",
+            f"for i1 in range({after}):",
+            "    out[start + i1] = x0[place + i1]",
+        ]
+        return nest((indices.size,), row)
+    row = [
+        f"place = (i0 * {extent} + checked_index(x1[i1], {extent}, status, code)) * {after}",
+        f"start = (i0 * {indices.size} + i1) * {after}",
+        f"for i2 in range({after}):",
+        "    out[start + i2] = x0[place + i2]",
+    ]
+    return nest((before, indices.size), row)
+
+
+@lowering("scatter_add", checks_index=True)
+def scatter_add(node: Node) -> list[str]:
+    """out[a, indices[i], b] += x[a, i, b], from zeros, in the order of the indices."""
+    x, indices = node.operands
+    before, after = _around(node.shape, node.attributes["axis"])
+    extent = node.shape[node.attributes["axis"]]
+    if extent == 0:
+        return _all_wrong(x.size) if indices.size else ["pass"]
+    if x.size == 0:
+        return _cleared(node)
+    row = [
+        f"place = (i0 * {extent} + checked_index(x1[i1], {extent}, status, code)) * {after}",
+        f"start = (i0 * {indices.size} + i1) * {after}",
+        f"for i2 in range({after}):",
+        "    out[place + i2] = out[place + i2] + x0[start + i2]",
+    ]
+    return [*_cleared(node), *nest((before, indices.size), row)]
+
+
+@lowering("take_along_axis", checks_index=True)
+def take_along_axis(node: Node) -> list[str]:
+    """out[a, i, b] = x[a, indices[a, i, b], b]."""
+    x, _ = node.operands
+    axis = node.attributes["axis"]
+    before, after = _around(x.shape, axis)
+    extent, count = x.shape[axis], node.shape[axis]
+    if node.size == 0:
+        return ["pass"]
+    if extent == 0:
+        return [*_cleared(node), *_all_wrong(node.size)]
+    element = [
+        f"at = (i0 * {count} + i1) * {after} + i2",
+        f"out[at] = x0[(i0 * {extent} + checked_index(x1[at], {extent}, status, code)) * {after} + i2]",
+    ]
+    return nest((before, count, after), element)
+
+
+@lowering("scatter_add_along_axis", checks_index=True)
+def scatter_add_along_axis(node: Node) -> list[str]:
+    """out[a, indices[a, i, b], b] += x[a, i, b], from zeros."""
+    x, _ = node.operands
+    axis = node.attributes["axis"]
+    before, after = _around(node.shape, axis)
+    extent, count = node.shape[axis], x.shape[axis]
+    if x.size == 0:
+        return _cleared(node)
+    if extent == 0:
+        return _all_wrong(x.size)
+    element = [
+        f"at = (i0 * {count} + i1) * {after} + i2",
+        f"place = (i0 * {extent} + checked_index(x1[at], {extent}, status, code)) * {after} + i2",
+        "out[place] = out[place] + x0[at]",
+    ]
+    return [*_cleared(node), *nest((before, count, after), element)]

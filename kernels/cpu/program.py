@@ -1,0 +1,212 @@
+"""A program: a graph compiled to one native call, with the arrays it needs while it runs."""
+
+from __future__ import annotations
+
+import json
+import struct
+import threading
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from staticgrad.graph.errors import FileFormatError, IndexRangeError
+from staticgrad.graph.fusion import fuse
+from staticgrad.graph.node import Graph, Node
+from staticgrad.graph.plan import ALIGNMENT, Plan, make_plan
+from staticgrad.graph.schedule import order
+from staticgrad.graph.serialize import _from_results as canonical_order
+from staticgrad.graph.serialize import from_json, graph_key, to_json
+from staticgrad.kernels.cache import DiskCache, content_key
+from staticgrad.kernels.cpu import native
+from staticgrad.kernels.cpu.kernel import ERROR_WORDS, Kernel
+from staticgrad.kernels.cpu.lower import Table, lower
+
+_MAGIC = b"SGPROGRM"
+_LENGTH = struct.Struct("<Q")
+_kernel_code: dict[str, str] = {}  # IR of kernels compiled or loaded by this process, by symbol
+_kernel_lock = threading.Lock()
+
+
+def compile_graph(
+    graph: Graph, *, reuse: bool = True, poison: bool = False, cache: DiskCache | None = None
+) -> Program:
+    """Compile a graph for this CPU, or load the program from `cache` if it has been compiled before.
+
+    Args:
+        reuse: False gives every value bytes of its own, and copies state at the end.
+        poison: fill memory with NaN before each run, and each slot when its value is dead.
+        cache: where programs and kernels are kept on disk; None keeps nothing.
+    """
+    key = content_key(graph_key(graph), native.host_key(), native.toolchain_key(), f"{reuse} {poison}")
+    if cache is not None and (found := cache.get("program", key)) is not None:
+        return Program.from_bytes(found, graph)
+    plan = make_plan(graph, order(graph, fuse(graph)), reuse=reuse)
+    lowered = lower(graph, plan, poison=poison)
+    code = native.build({symbol: _code(kernel, cache) for symbol, kernel in lowered.kernels.items()}, lowered.steps)
+    numbers = {node: number for number, node in enumerate(canonical_order(graph))}
+    facts = {
+        "arena": plan.peak_bytes,
+        "reuse": reuse,
+        "constants": [numbers[node] for node in plan.constants],
+        "errors": [numbers[node] for node in lowered.errors],
+        "sources": {symbol: kernel.source for symbol, kernel in lowered.kernels.items()},
+        "kernels": [step.symbol for step in lowered.steps if hasattr(step, "symbol")],
+    }
+    program = Program(graph, facts, code)
+    program.__dict__["plan"] = plan
+    if cache is not None:
+        cache.put("program", key, program._packed(with_graph=False))
+    return program
+
+
+def _code(kernel: Kernel, cache: DiskCache | None) -> str:
+    """The IR of a kernel: from this process, from the disk, or compiled."""
+    symbol = kernel.symbol
+    with _kernel_lock:
+        if symbol not in _kernel_code:
+            key = content_key(symbol, native.host_key(), native.toolchain_key())
+            found = cache.get("kernel", key) if cache is not None else None
+            if found is None:
+                from staticgrad.kernels.cpu.kernel import kernel_llvm
+
+                found = kernel_llvm(kernel).encode()
+                if cache is not None:
+                    cache.put("kernel", key, found)
+            _kernel_code[symbol] = found.decode()
+        return _kernel_code[symbol]
+
+
+class _Workspace:
+    """What one run at a time needs: the arena, the status block and the table of pointers."""
+
+    def __init__(self, arena_bytes: int, table: Table, constants: Sequence[Any], errors: int) -> None:
+        self.memory = np.empty(arena_bytes + ALIGNMENT, np.uint8)
+        start = address_of(self.memory)
+        self.arena = start + -start % ALIGNMENT
+        self.status = np.zeros(ERROR_WORDS, np.int64)
+        self.codes = np.arange(1, errors + 1, dtype=np.int64)
+        self.constants = constants
+        self.table = np.zeros(table.size, np.uint64)
+        self.table[0] = address_of(self.status)
+        self.table[table.error_codes] = address_of(self.codes)
+        for index, array in enumerate(constants):
+            self.table[1 + table.inputs + table.outputs + index] = address_of(array)
+        self.entries = address_of(self.table)
+        self.bound: list[Any] = [None] * table.inputs  # the state arrays whose addresses stand in the table
+
+
+class Program:
+    """A compiled graph.
+
+    Attributes:
+        graph: what it computes.
+        arena_bytes: working memory of one run.
+        sources: the generated kernels as Python source, by name.
+        calls: the kernels in the order in which a run calls them, matrix products left out.
+    """
+
+    def __init__(self, graph: Graph, facts: Mapping[str, Any], code: bytes) -> None:
+        self.graph = graph
+        self._facts = facts
+        self._code = code
+        self._step = native.load(code)
+        self.arena_bytes: int = facts["arena"]
+        self.sources: Mapping[str, str] = facts["sources"]
+        self.calls: tuple[str, ...] = tuple(facts["kernels"])
+        self._states = [leaf.attributes["role"] == "state" for leaf in graph.inputs]
+        self._table = Table(len(graph.inputs), len(graph.outputs), len(facts["constants"]))
+        self._free: list[_Workspace] = []
+
+    @cached_property
+    def plan(self) -> Plan:
+        """The plan of the memory; made again where the program came from disk."""
+        return make_plan(self.graph, order(self.graph, fuse(self.graph)), reuse=self._facts["reuse"])
+
+    @cached_property
+    def _nodes(self) -> list[Node]:
+        return canonical_order(self.graph)
+
+    def run(self, inputs: Sequence[np.ndarray[Any, Any]], outputs: Sequence[np.ndarray[Any, Any]]) -> None:
+        """Run once: read `inputs`, update those that are state in place, and write `outputs`.
+
+        Args: C-contiguous arrays with the shapes and dtypes of `graph.inputs` and `graph.outputs`; no output may
+            overlap another array. Any number of threads may run the program, each with arrays of its own.
+        Raises:
+            IndexRangeError: an index lay outside the axis it selects from. State may have been updated.
+        """
+        try:
+            workspace = self._free.pop()
+        except IndexError:
+            workspace = self._workspace()
+        table, bound = workspace.table, workspace.bound
+        entry = 1
+        for position, array in enumerate(inputs):
+            if bound[position] is not array:
+                table[entry] = array.__array_interface__["data"][0]
+                if self._states[position]:
+                    bound[position] = array
+            entry += 1
+        for array in outputs:
+            table[entry] = array.__array_interface__["data"][0]
+            entry += 1
+        self._step(workspace.arena, workspace.entries)
+        failed = workspace.status[0] != 0
+        if failed:
+            report = workspace.status.tolist()
+            workspace.status[:] = 0
+        self._free.append(workspace)
+        if failed:
+            raise self._error(*report)
+
+    def _workspace(self) -> _Workspace:
+        constants = [self._nodes[number].attributes["value"].array() for number in self._facts["constants"]]
+        return _Workspace(self.arena_bytes, self._table, constants, len(self._facts["errors"]))
+
+    def _error(self, code: int, index: int, extent: int) -> IndexRangeError:
+        node = self._nodes[self._facts["errors"][code - 1]]
+        return IndexRangeError(
+            f"{node.op.name}: an index must lie in [-{extent}, {extent}); got {index}. Captured at {node.location}"
+        )
+
+    # ------------------------------------------------------------ as bytes
+
+    def to_bytes(self) -> bytes:
+        """The program with its graph, for `from_bytes` in any process on a machine like this one."""
+        return self._packed(with_graph=True)
+
+    def _packed(self, with_graph: bool) -> bytes:
+        facts = {**self._facts, "graph": to_json(self.graph) if with_graph else None}
+        text = json.dumps(facts).encode()
+        return b"".join((_MAGIC, _LENGTH.pack(len(text)), text, self._code))
+
+    @classmethod
+    def from_bytes(cls, data: bytes, graph: Graph | None = None) -> Program:
+        """The program that `to_bytes` made; no compiler runs.
+
+        Args: `graph` is the same graph if it is at hand.
+        Raises:
+            FileFormatError: the bytes are no program.
+            ValueError: the program was compiled for another CPU or by another version.
+        """
+        start = len(_MAGIC) + _LENGTH.size
+        if len(data) < start or not data.startswith(_MAGIC):
+            raise FileFormatError(f"program: expected a compiled program; got {len(data)} bytes of something else")
+        end = start + _LENGTH.unpack_from(data, len(_MAGIC))[0]
+        try:
+            facts = json.loads(data[start:end])
+            stored = facts.pop("graph")
+        except (ValueError, KeyError, AttributeError) as error:
+            raise FileFormatError("program: the description of the program is damaged; compile it again") from error
+        if graph is None:
+            if stored is None:
+                raise FileFormatError("program: the bytes hold no graph; they belong to the cache")
+            graph = from_json(stored)
+        return cls(graph, facts, data[end:])
+
+
+def address_of(array: np.ndarray[Any, Any]) -> int:
+    """Where an array's first element is."""
+    address: int = array.__array_interface__["data"][0]
+    return address
