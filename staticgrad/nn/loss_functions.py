@@ -138,11 +138,11 @@ def _picked_loss(
         return loss
     if reduction == "sum":
         return sg.sum(loss)
-    if counts is None and factor is None:
-        return sg.mean(loss)
-    if factor is None:
+    if factor is not None:
+        return sg.sum(loss) / sg.sum(factor if counts is None else sg.where(counts, factor, 0.0))
+    if counts is not None:
         return sg.sum(loss) / sg.sum(sg.astype(counts, loss.dtype))
-    return sg.sum(loss) / sg.sum(factor if counts is None else sg.where(counts, factor, 0.0))
+    return sg.mean(loss)
 
 
 def _counted(target: Tensor, ignore_index: int) -> Tensor | None:
