@@ -6,15 +6,53 @@ from staticgrad.graph import location as _location
 
 _location.register_internal(_os.path.dirname(__file__))
 
-from staticgrad import autograd, data, nn, optim, random  # noqa: E402
+from staticgrad import array, autograd, data, nn, optim, random  # noqa: E402
 from staticgrad.array import *  # noqa: E402, F403
-from staticgrad.array import __all__ as _array_names  # noqa: E402
 from staticgrad.autograd.gradcheck import gradcheck  # noqa: E402
-from staticgrad.autograd.modes import enable_grad, inference_mode, is_grad_enabled, no_grad, set_grad_enabled  # noqa: E402
+from staticgrad.autograd.modes import (  # noqa: E402
+    enable_grad,
+    inference_mode,
+    is_grad_enabled,
+    no_grad,
+    set_grad_enabled,
+)
 from staticgrad.capture_state import scope  # noqa: E402
+from staticgrad.checkpoint import Checkpoint, load_checkpoint, save_checkpoint  # noqa: E402
 from staticgrad.compile import compile  # noqa: E402
+from staticgrad.saving import load_file, save_file  # noqa: E402
 from staticgrad.tensor import Tensor  # noqa: E402
 from staticgrad.transforms import grad, jvp, stop_gradient, value_and_grad, vjp  # noqa: E402
 from staticgrad.tree import tree_flatten, tree_map, tree_unflatten  # noqa: E402
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Checkpoint",
+    "Tensor",
+    "autograd",
+    "compile",
+    "data",
+    "enable_grad",
+    "grad",
+    "gradcheck",
+    "inference_mode",
+    "is_grad_enabled",
+    "jvp",
+    "load_checkpoint",
+    "load_file",
+    "nn",
+    "no_grad",
+    "optim",
+    "random",
+    "save_checkpoint",
+    "save_file",
+    "scope",
+    "set_grad_enabled",
+    "stop_gradient",
+    "tree_flatten",
+    "tree_map",
+    "tree_unflatten",
+    "value_and_grad",
+    "vjp",
+]
+__all__ += array.__all__
