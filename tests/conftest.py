@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import random as python_random
 import shutil
@@ -14,6 +13,8 @@ from typing import Any
 import hypothesis
 import numpy as np
 import pytest
+
+import staticgrad as sg
 
 _CACHE = "STATICGRAD_CACHE_DIR"
 _made_here = pytest.StashKey[str]()
@@ -38,14 +39,14 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 def _settings() -> dict[str, Any]:
     """The process-wide settings that a test must leave as it found them."""
-    state: dict[str, Any] = {
+    return {
         "the working directory": os.getcwd(),
         "NumPy's error handling": np.geterr(),
         "NumPy's print options": {key: value for key, value in np.get_printoptions().items() if key != "formatter"},
         "the recursion limit": sys.getrecursionlimit(),
         "bare imports of graph or kernels": [name for name in ("graph", "kernels") if name in sys.modules],
+        "the grad mode": sg.is_grad_enabled(),
     }
-    return state
 
 
 def _environment() -> dict[str, str]:
@@ -55,18 +56,15 @@ def _environment() -> dict[str, str]:
 @pytest.fixture(autouse=True)
 def nothing_left_behind() -> Iterator[None]:
     """Seed every generator, restore staticgrad's afterwards, and fail a test that changed what others share."""
-    random = _staticgrad_random()
+    drawn = sg.random.get_state()
+    sg.random.manual_seed(0)
     python_random.seed(0)
     np.random.seed(0)
-    if random is not None:
-        drawn = random.get_state()
-        random.manual_seed(0)
     settings, environment = _settings(), _environment()
     yield
-    if random is not None:
-        random.set_state(drawn)
     left, variables = _settings(), _environment()
     _restore(settings, environment)
+    sg.random.set_state(drawn)
     changed = [name for name in settings if left[name] != settings[name]]
     changed += sorted({f"${key}" for key, _ in environment.items() ^ variables.items()})
     if changed:
@@ -80,7 +78,4 @@ def _restore(settings: dict[str, Any], environment: dict[str, str]) -> None:
         del os.environ[key]
     os.chdir(settings["the working directory"])
     np.seterr(**settings["NumPy's error handling"])
-
-
-def _staticgrad_random() -> Any:
-    return importlib.import_module("staticgrad.random") if importlib.util.find_spec("staticgrad.random") else None
+    sg.set_grad_enabled(settings["the grad mode"])

@@ -12,7 +12,7 @@ import pytest
 import safetensors
 
 import staticgrad as sg
-from staticgrad import random
+from staticgrad import nn, optim, random
 from staticgrad.checkpoint import load_checkpoint, save_checkpoint
 from staticgrad.saving import save_file, write_arrays
 
@@ -262,3 +262,36 @@ def test_a_random_state_of_another_form(path: Path) -> None:
     write_arrays({"random.state": np.zeros(5)}, path, {"staticgrad.checkpoint": header}, caller="test")
     with pytest.raises(ValueError, match=r"random state in .* must be uint64 of shape \(2,\)"):
         load_checkpoint(path)
+
+
+@pytest.mark.parametrize("mode", ["dynamic", "static"])
+def test_a_run_goes_on_to_the_bit(path: Path, mode: str) -> None:
+    images, labels = sg.data.digits()
+    dataset = sg.data.TensorDataset(images[:96], labels[:96])
+
+    def start(seed: int) -> tuple[Any, Any, Any, Any]:
+        random.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(64, 16), nn.Tanh(), nn.Dropout(0.5), nn.Linear(16, 10))
+        optimizer = optim.Adam(model.parameters(), lr=1e-2)
+
+        def step(x: Any, y: Any) -> Any:
+            loss = nn.functional.cross_entropy(model(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        loader = sg.data.DataLoader(dataset, batch_size=32, shuffle=True)
+        return model, optimizer, loader, sg.compile(step) if mode == "static" else step
+
+    model, optimizer, loader, step = start(1)
+    for x, y in loader:
+        step(x, y)
+    save_checkpoint(path, model=model, optimizer=optimizer, step=3, extra={"epoch": loader.epoch})
+    expected = [float(step(x, y)) for x, y in loader]
+
+    model, optimizer, loader, step = start(2)
+    checkpoint = load_checkpoint(path, model=model, optimizer=optimizer)
+    loader.epoch = checkpoint.extra["epoch"]
+    assert [float(step(x, y)) for x, y in loader] == expected
+    assert len(set(expected)) == 3
