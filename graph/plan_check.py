@@ -20,10 +20,10 @@ _Content = Hashable  # a node, or None for bytes that mean nothing
 def check_plan(graph: Graph, plan: Plan) -> None:
     """Run the plan without computing anything and check every byte that is read.
 
-    Checked: each group finds the values it reads whole, where the plan says they are; what a group writes lies apart
-    from what it reads, from its working memory and from what it writes besides, except for pairs that may share;
-    what `frees` names is dead, and all that dies is named; the caller's arrays hold the right values at the end, and
-    no other array was touched; offsets are aligned and inside the arena; the totals agree.
+    Checked: each group reads all that it needs, and finds it whole, where the plan says it is; what a group writes
+    lies apart from what it reads, from its working memory and from what it writes besides, except for pairs that may
+    share; what `frees` names is dead, and all that dies is named; the caller's arrays hold the right values at the
+    end, and no other array was touched; offsets are aligned and inside the arena; the totals agree.
 
     Raises:
         GraphError: at the first fault, naming the group and the value.
@@ -141,6 +141,11 @@ class _Replay:
     # ------------------------------------------------ groups
 
     def _run_group(self, group: Group) -> None:
+        available = {*group.nodes, *group.reads}
+        for node in group.nodes:
+            for operand in node.operands:
+                if not _reaches(operand, available):
+                    self._fail(f"{node!r} needs {operand!r}, which the group neither reads nor computes")
         for node in group.reads:
             self._read(node)
         self._check_apart(group)
@@ -252,6 +257,13 @@ class _Replay:
 _FREED = "freed"
 
 _Part = tuple[tuple[str, int], int, int, Node | None, bool]
+
+
+def _reaches(node: Node, available: set[Node]) -> bool:
+    """Whether a kernel has the node's elements: through views, or because they are known without memory."""
+    while node not in available and node.op.kind == "view":
+        node = node.operands[0]
+    return node in available or node.op.name == "iota" or (node.op.name == "constant" and node.size == 1)
 
 
 def _part(place: Place, nbytes: int, node: Node | None, written: bool) -> _Part:

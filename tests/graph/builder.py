@@ -111,15 +111,19 @@ EVERYTHING = Choice()
 
 @st.composite
 def graphs(draw: st.DrawFn, choice: Choice = EVERYTHING, max_nodes: int = 25, updates: bool = True) -> Graph:
-    """Random graphs of one dtype and up to three small axes, with views, reductions, products and updates."""
+    """Random graphs of one dtype and up to three small axes, with views, reductions, products and updates.
+
+    `max_nodes` is the number of steps; some of them make two nodes or none.
+    """
     builder = Builder()
-    shapes = st.lists(st.integers(1, 3), max_size=3).map(tuple)
+    shape = tuple(draw(st.lists(st.integers(1, 3), max_size=3)))
+    shapes = st.sampled_from((shape, shape, shape[1:], (1,) * len(shape[:1]) + shape[1:], shape[::-1]))
     values = [builder.argument(draw(shapes), choice.dtype) for _ in range(draw(st.integers(1, 3)))]
     states = [builder.state(draw(shapes), choice.dtype) for _ in range(draw(st.integers(0, 2)))]
     values += states
-    for _ in range(draw(st.integers(1, max_nodes))):
+    for _ in range(draw(st.integers(max_nodes // 3, max_nodes))):
         values += _step(draw, builder, values, choice)
-    outputs = draw(st.lists(st.sampled_from(values), min_size=1, max_size=4))
+    outputs = [*draw(st.lists(st.sampled_from(values), max_size=3)), values[-1]]
     pairs = []
     for state in states if updates else ():
         fitting = [value for value in values if value.spec == state.spec]
@@ -131,7 +135,7 @@ def graphs(draw: st.DrawFn, choice: Choice = EVERYTHING, max_nodes: int = 25, up
 def _step(draw: st.DrawFn, b: Builder, values: Sequence[Node], choice: Choice) -> list[Node]:
     """The nodes of one random step; none when it does not fit."""
     kind = draw(st.sampled_from(choice.kinds))
-    x = draw(st.sampled_from(values))
+    x = draw(st.sampled_from(values[-2:] if draw(st.booleans()) else values))  # half of the steps make chains
     if kind == "unary":
         return [b(draw(st.sampled_from(choice.unary)), x)]
     if kind == "number":

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plan_replay import execute, single, singles
 from staticgrad.graph.errors import GraphError
+from staticgrad.graph.fusion import fuse
 from staticgrad.graph.group import Group
 from staticgrad.graph.interpret import interpret
 from staticgrad.graph.node import Graph, Node
@@ -266,6 +267,12 @@ def test_a_wrong_order_is_found(case: tuple[Graph, Plan, dict[str, Node]]) -> No
         check_plan(graph, broken(plan, groups=(a, b, old, new), frees=plan.frees[1:]))
 
 
+def test_a_read_that_is_missing_from_its_group_is_found(case: tuple[Graph, Plan, dict[str, Node]]) -> None:
+    graph, plan, _ = case
+    with pytest.raises(GraphError, match="neither reads nor computes"):
+        check_plan(graph, regrouped(plan, 0, reads=()))
+
+
 def test_places_outside_are_found(case: tuple[Graph, Plan, dict[str, Node]]) -> None:
     graph, plan, node = case
     for place, message in [
@@ -407,3 +414,10 @@ def test_what_the_checker_accepts_runs_right(program: tuple[Any, ...], which: in
 def test_random_graphs_of_all_kinds(graph: Graph) -> None:
     plan_both_ways(graph, singles(graph))
     plan_both_ways(graph, order(graph, singles(graph)))
+
+
+@given(graphs(max_nodes=40))
+@settings(max_examples=100)
+def test_random_graphs_fused(graph: Graph) -> None:
+    plan = plan_both_ways(graph, order(graph, fuse(graph)))
+    assert plan.peak_bytes <= 1.02 * plan.lower_bound_bytes
