@@ -88,7 +88,7 @@ class _Cluster:
 
     @property
     def size(self) -> int:
-        return max(member.size for member in self.members) if self.members else 0
+        return max(member.reach for member in self.members) if self.members else 0
 
 
 class _Clusters:

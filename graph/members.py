@@ -54,6 +54,11 @@ class Member:
     source: Access | None = None
 
     @property
+    def reach(self) -> int:
+        """Points of the largest loop that the member needs: for a pick, that over all it picks from."""
+        return self.size if self.source is None else self.source.size
+
+    @property
     def layouts(self) -> tuple[tuple[Layout, int], ...]:
         """Every layout that cuts the loops, with the size of the domain it is over."""
         found = [(access.layout, access.size) for access in self.accesses]

@@ -103,7 +103,7 @@ def row_layout(size: int, rows: int) -> Layout:
 def analyse(members: Sequence[Member]) -> Structure | None:
     """The nest that computes all members in one kernel, or None where there is no such nest."""
     inside = {member.node for member in members}
-    size = max(member.size for member in members)
+    size = max(member.reach for member in members)
     if size == 0:
         return _empty(members) if len(members) == 1 else None
     found = _row_counts(members, inside, size)
