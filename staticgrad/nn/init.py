@@ -11,6 +11,21 @@ import staticgrad as sg
 from staticgrad.graph.errors import ShapeError
 from staticgrad.tensor import Tensor
 
+__all__ = [
+    "calculate_gain",
+    "constant_",
+    "kaiming_normal_",
+    "kaiming_uniform_",
+    "normal_",
+    "ones_",
+    "orthogonal_",
+    "trunc_normal_",
+    "uniform_",
+    "xavier_normal_",
+    "xavier_uniform_",
+    "zeros_",
+]
+
 GAINS = {
     "linear": 1.0,
     "sigmoid": 1.0,

@@ -39,6 +39,13 @@ class Linear(Module):
     Attributes:
         weight: shape (out_features, in_features), drawn from U(-r, r) with r = 1 / sqrt(in_features).
         bias: shape (out_features,), drawn likewise, or None.
+
+    >>> import staticgrad as sg
+    >>> layer = sg.nn.Linear(3, 2)
+    >>> layer
+    Linear(in_features=3, out_features=2, bias=True)
+    >>> layer(sg.ones((5, 3))).shape
+    (5, 2)
     """
 
     weight: Parameter

@@ -47,6 +47,12 @@ def cross_entropy(
 
     Raises:
         DTypeError, ShapeError: for dtypes and shapes other than these. IndexRangeError: for labels out of range.
+
+    >>> import staticgrad as sg
+    >>> scores = sg.asarray([[2.0, 0.0], [0.0, 0.0]])
+    >>> loss = sg.nn.functional.cross_entropy(scores, sg.asarray([0, 1]), reduction="none")
+    >>> [round(value, 4) for value in loss.tolist()]
+    [0.1269, 0.6931]
     """
     require_reduction("cross_entropy", reduction)
     if not 0.0 <= label_smoothing <= 1.0:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 import staticgrad as sg
+from staticgrad.autograd.hooks import RemovableHandle
 from staticgrad.graph.errors import DTypeError
 from staticgrad.nn.parameter import Parameter, convert_in_place
 from staticgrad.nn.state import IncompatibleKeys, collect_state, load_state
@@ -21,6 +22,8 @@ class Registry(NamedTuple):
     buffers: dict[str, Tensor | None]
     modules: dict[str, Module | None]
     transient: set[str]  # buffers that state_dict leaves out
+    before: dict[int, Callable[..., Any]]  # hooks on forward
+    after: dict[int, Callable[..., Any]]
 
 
 def _no_forward(self: Module, *args: Any, **kwargs: Any) -> Any:
@@ -31,17 +34,40 @@ class Module:
     """Base of all models. Parameters, buffers and modules that are assigned as attributes are registered.
 
     Subclasses call `super().__init__()` first and define `forward`; calling the module calls it.
+
+    >>> import staticgrad as sg
+    >>> class Scale(sg.nn.Module):
+    ...     def __init__(self, size):
+    ...         super().__init__()
+    ...         self.factor = sg.nn.Parameter(sg.ones(size))
+    ...
+    ...     def forward(self, x):
+    ...         return self.factor * x
+    >>> model = sg.nn.Sequential(sg.nn.Linear(3, 2), Scale(2))
+    >>> [name for name, _ in model.named_parameters()]
+    ['0.weight', '0.bias', '1.factor']
+    >>> model(sg.ones((4, 3))).shape
+    (4, 2)
     """
 
     training: bool
     forward: Callable[..., Any] = _no_forward
 
     def __init__(self) -> None:
-        object.__setattr__(self, "_registry", Registry({}, {}, {}, set()))
+        object.__setattr__(self, "_registry", Registry({}, {}, {}, set(), {}, {}))
         object.__setattr__(self, "training", True)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.forward(*args, **kwargs)
+        registry = self._known()
+        for before in list(registry.before.values()):
+            changed = before(self, args)
+            if changed is not None:
+                args = changed if isinstance(changed, tuple) else (changed,)
+        out = self.forward(*args, **kwargs)
+        for after in list(registry.after.values()):
+            changed = after(self, args, out)
+            out = out if changed is None else changed
+        return out
 
     # ---------------------------------------------------------------- registration
 
@@ -243,6 +269,14 @@ class Module:
         """Forget the gradient of every parameter, or fill it with zeros."""
         clear_grads(self.parameters(), set_to_none)
 
+    def register_forward_pre_hook(self, hook: Callable[[Module, tuple[Any, ...]], Any]) -> RemovableHandle:
+        """Call `hook(module, args)` before each forward; what it returns, unless None, replaces the arguments."""
+        return _add_hook(self._known().before, hook)
+
+    def register_forward_hook(self, hook: Callable[[Module, tuple[Any, ...], Any], Any]) -> RemovableHandle:
+        """Call `hook(module, args, output)` after each forward; what it returns, unless None, replaces the output."""
+        return _add_hook(self._known().after, hook)
+
     # ---------------------------------------------------------------- conversion
 
     def to(self, dtype: Any) -> Self:
@@ -304,6 +338,14 @@ class Module:
             return f"{type(self).__name__}({extra})"
         body = "".join(f"\n  {line}" for line in [*lines, *children])
         return f"{type(self).__name__}({body}\n)"
+
+
+def _add_hook(hooks: dict[int, Callable[..., Any]], hook: Callable[..., Any]) -> RemovableHandle:
+    if not callable(hook):
+        raise TypeError(f"Module: a hook must be callable; got {type(hook).__name__}")
+    key = max(hooks, default=0) + 1
+    hooks[key] = hook
+    return RemovableHandle(hooks, key)
 
 
 def joined(path: str, name: str) -> str:

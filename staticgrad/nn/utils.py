@@ -11,6 +11,13 @@ from staticgrad.capture_state import composite
 from staticgrad.graph.errors import NumericError, ShapeError
 from staticgrad.tensor import DEFAULT_FLOAT, Tensor
 
+__all__ = [
+    "clip_grad_norm_",
+    "clip_grad_value_",
+    "parameters_to_vector",
+    "vector_to_parameters",
+]
+
 
 @composite("clip_grad_norm_")
 def clip_grad_norm_(
@@ -30,6 +37,12 @@ def clip_grad_norm_(
 
     Returns:
         the norm before clipping, a 0-d Tensor.
+
+    >>> import staticgrad as sg
+    >>> weight = sg.nn.Parameter(sg.zeros(2))
+    >>> weight.grad = sg.asarray([3.0, 4.0])
+    >>> sg.nn.utils.clip_grad_norm_([weight], max_norm=1.0).item()
+    5.0
     """
     if not max_norm >= 0:
         raise ValueError(f"clip_grad_norm_: max_norm must be at least 0; got {max_norm}")

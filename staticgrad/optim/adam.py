@@ -24,6 +24,14 @@ class Adam(Optimizer):
         weight_decay: the factor of the L2 penalty: g <- g + weight_decay p.
         amsgrad: divide by the largest v so far.
         maximize: step up the gradient.
+
+    >>> import staticgrad as sg
+    >>> weight = sg.nn.Parameter(sg.asarray([1.0, -1.0]))
+    >>> optimizer = sg.optim.Adam([weight], lr=0.25)
+    >>> sg.sum(weight * weight).backward()
+    >>> optimizer.step()
+    >>> weight.tolist()
+    [0.75, -0.75]
     """
 
     decoupled: ClassVar[bool] = False  # whether weight decay acts on the parameter instead of the gradient

@@ -13,6 +13,16 @@ from typing import Any
 
 from staticgrad.optim.optimizer import Optimizer
 
+__all__ = [
+    "ConstantLR",
+    "CosineAnnealingLR",
+    "ExponentialLR",
+    "LRScheduler",
+    "LinearLR",
+    "MultiStepLR",
+    "StepLR",
+]
+
 
 class LRScheduler:
     """Base of all schedules; a subclass defines `rate`.
@@ -68,7 +78,16 @@ class LRScheduler:
 
 
 class StepLR(LRScheduler):
-    """base * gamma^(epoch // step_size)."""
+    """base * gamma^(epoch // step_size).
+
+    >>> import staticgrad as sg
+    >>> optimizer = sg.optim.SGD([sg.nn.Parameter(sg.zeros(2))], lr=0.5)
+    >>> scheduler = sg.optim.lr_scheduler.StepLR(optimizer, step_size=2, gamma=0.5)
+    >>> for epoch in range(4):
+    ...     scheduler.step()
+    >>> scheduler.get_last_lr()
+    [0.125]
+    """
 
     def __init__(self, optimizer: Optimizer, step_size: int, gamma: float = 0.1, last_epoch: int = -1) -> None:
         if step_size < 1:

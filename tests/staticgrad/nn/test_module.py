@@ -165,6 +165,23 @@ def test_conversion_keeps_the_objects():
         net.to(np.int64)
 
 
+def test_hooks_see_and_replace():
+    model, seen = nn.Sequential(nn.Identity()), []
+    x = sg.ones(2)
+    first = model[0].register_forward_pre_hook(lambda module, args: (args[0] * 2,))
+    with model.register_forward_hook(lambda module, args, out: seen.append((type(module), args, out.tolist()))):
+        model(x)
+    assert seen == [(nn.Sequential, (x,), [2, 2])]
+    last = model[0].register_forward_hook(lambda module, args, out: out + 1)
+    assert model(x).tolist() == [3, 3]
+    first.remove()
+    assert model(x).tolist() == [2, 2]
+    last.remove()
+    assert model(x) is x
+    with pytest.raises(TypeError, match="Module: a hook must be callable; got int"):
+        model.register_forward_hook(3)
+
+
 def test_apply_visits_children_first():
     seen = []
     nn.Sequential(nn.Sequential(nn.Tanh()), nn.ReLU()).apply(lambda module: seen.append(type(module).__name__))
