@@ -23,10 +23,10 @@ from staticgrad.kernels.cpu.vector_math.primitives import (
     constant,
     fused_multiply_add,
     like,
+    literal,
     narrowed,
     nearest,
     scalar,
-    select,
     widened,
 )
 
@@ -62,19 +62,16 @@ def _digits(scale: int, upper: int, lower: int) -> float:
     return float(Fraction(units % 2 ** (upper - lower)) * Fraction(2) ** lower)
 
 
-def _column(steps: range, upper: int, lower: int) -> Any:
-    """A function of a row number that answers with the digits 2^lower to 2^upper of 2^step (2/pi)."""
-    values = [_digits(step, upper, lower) for step in steps]
+def _column(name: str, values: list[float]) -> Any:
+    """A function of a row number that answers with that row of a constant table."""
     kind = ir.ArrayType(ir.DoubleType(), len(values))
 
     @intrinsic
     def lookup(typingctx: Any, row: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            module = builder.module
-            name = f"two_over_pi_{upper - lower}_{abs(lower)}_{len(values)}"
-            table = module.globals.get(name)
+            table = builder.module.globals.get(name)
             if table is None:
-                table = ir.GlobalVariable(module, kind, name)
+                table = ir.GlobalVariable(builder.module, kind, name)
                 table.initializer = ir.Constant(kind, values)
                 table.global_constant = True
                 table.linkage = "internal"
@@ -85,52 +82,97 @@ def _column(steps: range, upper: int, lower: int) -> Any:
     return lookup
 
 
-_NARROW_HIGH = _column(range(129), 25, -4)
-_NARROW_LOW = _column(range(129), -4, -57)
-_WIDE_FIRST = _column(range(0, 1025, _WIDE_STEP), 54, 1)
-_WIDE_SECOND = _column(range(0, 1025, _WIDE_STEP), 1, -52)
-_WIDE_THIRD = _column(range(0, 1025, _WIDE_STEP), -52, -105)
-_WIDE_FOURTH = _column(range(0, 1025, _WIDE_STEP), -105, -158)
+def _narrow_column(name: str, upper: int, lower: int) -> Any:
+    """The digits of 2/pi that matter to a float32, for each of its 256 biased exponents."""
+    bias = EXPONENT_BIAS[types.float32]
+    steps = [max(0, biased - bias) for biased in range(256)]
+    return _column(name, [_digits(step, upper, lower) * 2.0**-step for step in steps])
 
 
-def _row_of(step: int, last: int) -> Any:
-    """A function of a float64 x: (row, 2^(-step row)) with row = max(0, exponent of x) // step, at most `last`."""
-
-    @intrinsic
-    def row_of(typingctx: Any, x: Any) -> Any:
-        bits, bias = MANTISSA_BITS[x], EXPONENT_BIAS[x]
-        result = types.Tuple((types.int64, x))
-
-        def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            integer = ir.IntType(x.bitwidth)
-            pattern = builder.bitcast(arguments[0], integer)
-            biased = builder.and_(builder.lshr(pattern, integer(bits)), integer(2 * bias + 1))
-            row = builder.udiv(call_llvm(builder, "llvm.usub.sat", biased, integer(bias)), integer(step))
-            row = call_llvm(builder, "llvm.umin", row, integer(last))
-            power = builder.sub(integer(bias), builder.mul(row, integer(step)))
-            scale = builder.bitcast(builder.shl(power, integer(bits)), arguments[0].type)
-            return context.make_tuple(builder, result, (row, scale))
-
-        return result(x), codegen
-
-    return row_of
+def _wide_column(name: str, upper: int, lower: int) -> Any:
+    """The digits of 2/pi that matter to a float64 divided by 2^(32 row)."""
+    return _column(name, [_digits(step, upper, lower) for step in range(0, 1025, _WIDE_STEP)])
 
 
-_narrow_row = _row_of(1, 128)
-_wide_row = _row_of(_WIDE_STEP, 1024 // _WIDE_STEP)
+_NARROW_HIGH = _narrow_column("two_over_pi_narrow_high", 25, -4)
+_NARROW_LOW = _narrow_column("two_over_pi_narrow_low", -4, -57)
+_WIDE_FIRST = _wide_column("two_over_pi_wide_first", 54, 1)
+_WIDE_SECOND = _wide_column("two_over_pi_wide_second", 1, -52)
+_WIDE_THIRD = _wide_column("two_over_pi_wide_third", -52, -105)
+_WIDE_FOURTH = _wide_column("two_over_pi_wide_fourth", -105, -158)
+
+
+@intrinsic
+def _biased_exponent(typingctx: Any, x: Any) -> Any:
+    """The exponent field of a float32."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        integer = ir.IntType(32)
+        pattern = builder.bitcast(arguments[0], integer)
+        return builder.and_(builder.lshr(pattern, integer(MANTISSA_BITS[x])), integer(255))
+
+    return types.int32(x), codegen
+
+
+@intrinsic
+def _wide_row(typingctx: Any, x: Any) -> Any:
+    """(row, 2^(-32 row)) with row = max(0, exponent of x) // 32, for a float64 x."""
+    bits, bias = MANTISSA_BITS[x], EXPONENT_BIAS[x]
+    result = types.Tuple((types.int64, x))
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        integer = ir.IntType(64)
+        pattern = builder.bitcast(arguments[0], integer)
+        biased = builder.and_(builder.lshr(pattern, integer(bits)), integer(2 * bias + 1))
+        row = builder.udiv(call_llvm(builder, "llvm.usub.sat", biased, integer(bias)), integer(_WIDE_STEP))
+        power = builder.sub(integer(bias), builder.mul(row, integer(_WIDE_STEP)))
+        scale = builder.bitcast(builder.shl(power, integer(bits)), arguments[0].type)
+        return context.make_tuple(builder, result, (row, scale))
+
+    return result(x), codegen
+
+
+@intrinsic
+def _quadrant(typingctx: Any, n: Any, x: Any) -> Any:
+    """The low bits of an integral float64 n, |n| < 2^50, as an integer as wide as x."""
+    result = types.int32 if x == types.float32 else types.int64
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        shifted = builder.fadd(arguments[0], literal(n, 1.5 * 2.0 ** MANTISSA_BITS[n]))
+        pattern = builder.bitcast(shifted, ir.IntType(64))
+        return builder.trunc(pattern, ir.IntType(32)) if x == types.float32 else pattern
+
+    return result(n, x), codegen
+
+
+@intrinsic
+def is_odd(typingctx: Any, quadrant: Any) -> Any:
+    """Whether the lowest bit of `quadrant` is set: sine and cosine change places there."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.trunc(arguments[0], ir.IntType(1))
+
+    return types.boolean(quadrant), codegen
+
+
+@intrinsic
+def negated_by(typingctx: Any, x: Any, quadrant: Any, turns: Any) -> Any:
+    """x with its sign changed where the second bit of quadrant + turns is set; `turns` is a constant."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        value, number, offset = arguments
+        integer = number.type
+        moved = builder.add(number, context.cast(builder, offset, turns, quadrant))
+        sign = builder.shl(builder.and_(moved, integer(2)), integer(x.bitwidth - 2))
+        return builder.bitcast(builder.xor(builder.bitcast(value, integer), sign), value.type)
+
+    return x(x, quadrant, turns), codegen
 
 
 @scalar
 def _modulo_four(x: Scalar) -> Scalar:
     """x without its multiples of four, in [-2, 2]; exact."""
     return x - like(4.0, x) * nearest(like(0.25, x) * x)
-
-
-@scalar
-def _quadrant(n: Scalar) -> Scalar:
-    """n modulo four, as one of 0, 1, 2, 3."""
-    n = _modulo_four(n)
-    return select(n < like(0.0, n), n + like(4.0, n), n)
 
 
 @scalar
@@ -151,16 +193,15 @@ def exact_product(a: Scalar, b: Scalar) -> Scalar:
 @scalar
 def _narrow_quarter_turns(x: Scalar) -> Scalar:
     """`quarter_turns` of a float32, by float64 arithmetic."""
+    row = _biased_exponent(x)
     wide = widened(x)
-    row, scale = _narrow_row(wide)
-    m = wide * scale
-    leading = m * _NARROW_HIGH(row)  # 24 by 29 bits: exact
+    leading = wide * _NARROW_HIGH(row)  # 24 by 29 bits: exact
     whole = nearest(leading)
-    f = (leading - whole) + m * _NARROW_LOW(row)
+    f = (leading - whole) + wide * _NARROW_LOW(row)
     carry = nearest(f)
     angle = (f - carry) * (0.5 * pi)
     r = narrowed(angle)
-    return narrowed(_quadrant(whole + carry)), r, narrowed(angle - widened(r))
+    return _quadrant(whole + carry, x), r, narrowed(angle - widened(r))
 
 
 @scalar
@@ -181,11 +222,11 @@ def _wide_quarter_turns(x: Scalar) -> Scalar:
     low = (f - high) + low
     r, r_low = exact_product(high, 0.5 * pi)
     r_low = r_low + (high * _HALF_PI_LOW(x) + low * (0.5 * pi))
-    return _quadrant(n), r, r_low
+    return _quadrant(n, x), r, r_low
 
 
 def quarter_turns(x: Scalar) -> Scalar:
-    """(n, r, tail) with x = (n + 4k) pi/2 + r + tail, n one of 0, 1, 2, 3 and |r| <= pi/4; NaN at infinity."""
+    """(n, r, tail) with x = (n + 4k) pi/2 + r + tail, |r| <= pi/4, and n an integer whose low bits count."""
     raise NotImplementedError("quarter_turns: callable from compiled code only")
 
 

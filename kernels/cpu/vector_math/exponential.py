@@ -168,11 +168,15 @@ def exp2(x: Scalar) -> Scalar:
 def expm1(x: Scalar) -> Scalar:
     """e^x - 1, without cancellation near zero."""
     n, r, c = _reduced(clamp(x, _EXPM1_LOWER(x), _EXPM1_UPPER(x)), like(0.0, x))
-    p = r + multiply_add(r * r, _EXP(r), c)  # expm1(x) = 2^n p + (2^n - 1)
-    # One binary place lower while summing: 2^n itself may be just above the largest float.
+    rest = multiply_add(r * r, _EXP(r), c)
+    # expm1(x) = 2^n (r + rest) + (2^n - 1), one binary place lower while summing: 2^n itself may be just above the
+    # largest float. The rounding error of the first sum is added to the rest, since the sum can be smaller than 2^n r.
     scale = power_of_two(n - like(1.0, x))
-    summed = like(2.0, x) * (scale * p + (scale - like(0.5, x)))
-    return copysign(select(n == like(0.0, x), p, summed), x)
+    base = scale - like(0.5, x)
+    leading = base + scale * r
+    lost = (base - leading) + scale * r
+    summed = like(2.0, x) * (leading + (lost + scale * rest))
+    return copysign(select(n == like(0.0, x), r + rest, summed), x)
 
 
 @scalar

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from math import pi
 
-from staticgrad.kernels.cpu.vector_math.angle_reduction import quarter_turns
+from staticgrad.kernels.cpu.vector_math.angle_reduction import is_odd, negated_by, quarter_turns
 from staticgrad.kernels.cpu.vector_math.primitives import (
     Scalar,
     constant,
@@ -80,6 +80,7 @@ _ATAN = polynomial(  # (atan(x) - x) / x^3 in x^2, |x| <= tan(pi/8)
     ),
 )
 _QUARTER_LOW = constant(-4.3711390001862426e-08, 6.123233995736766e-17)  # pi/2 minus its nearest float
+_LINEAR = constant(2.0**-13, 2.0**-27)  # sin(x) and tan(x) round to x below
 _LARGE = constant(2.0**124, 2.0**1020)
 _TAN_EIGHTH = constant(0.41421356237309503)  # tan(pi/8)
 _TAN_THREE_EIGHTHS = constant(2.414213562373095)  # tan(3 pi/8)
@@ -102,9 +103,8 @@ def sin(x: Scalar) -> Scalar:
     """The sine of x radians; NaN at infinity."""
     n, r, tail = quarter_turns(x)
     sine, cosine = _sin_and_cos(r, tail)
-    value = select((n == like(1.0, x)) | (n == like(3.0, x)), cosine, sine)
-    value = select(n >= like(2.0, x), -value, value)
-    return select(x == like(0.0, x), x, value)
+    value = negated_by(select(is_odd(n), cosine, sine), n, 0)
+    return select(fabs(x) < _LINEAR(x), x, value)
 
 
 @scalar
@@ -112,8 +112,7 @@ def cos(x: Scalar) -> Scalar:
     """The cosine of x radians; NaN at infinity."""
     n, r, tail = quarter_turns(x)
     sine, cosine = _sin_and_cos(r, tail)
-    value = select((n == like(1.0, x)) | (n == like(3.0, x)), sine, cosine)
-    return select((n == like(1.0, x)) | (n == like(2.0, x)), -value, value)
+    return negated_by(select(is_odd(n), sine, cosine), n, 1)
 
 
 @scalar
@@ -121,9 +120,9 @@ def tan(x: Scalar) -> Scalar:
     """The tangent of x radians; NaN at infinity."""
     n, r, tail = quarter_turns(x)
     sine, cosine = _sin_and_cos(r, tail)
-    odd = (n == like(1.0, x)) | (n == like(3.0, x))
+    odd = is_odd(n)
     value = select(odd, -cosine, sine) / select(odd, sine, cosine)
-    return select(x == like(0.0, x), x, value)
+    return select(fabs(x) < _LINEAR(x), x, value)
 
 
 @scalar
