@@ -1,2 +1,427 @@
-"""Placeholder during construction."""
-compile = None
+"""`sg.compile`: the same function, captured at its first call and from then on one native call.
+
+A compiled function keeps one specialisation for each signature it is called with: the structure of the arguments, the
+shapes and dtypes of arrays, the values of everything else, and the Python state that the capture looked at.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+import numpy as np
+
+from staticgrad._context import context
+from staticgrad.graph.errors import CaptureError, DTypeError, RecompileLimitError
+from staticgrad.graph.node import Graph
+from staticgrad.specialize import Specialization, capture, is_array, is_static
+from staticgrad.tensor import Tensor, check_device, check_dtype
+from staticgrad.tree import TreeDef, tree_flatten, tree_unflatten
+
+if TYPE_CHECKING:
+    from staticgrad.graph.plan import Plan
+
+F = TypeVar("F", bound=Callable[..., Any])
+log = logging.getLogger("staticgrad")
+
+
+@dataclass(frozen=True)
+class CacheInfo:
+    """How often calls found a specialisation (`hits`) or had to compile (`misses`), and how many there are."""
+
+    hits: int
+    misses: int
+    currsize: int
+    from_disk: int
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a specialisation is chosen by; `paths` name the leaves for messages."""
+
+    structure: TreeDef
+    leaves: tuple[Any, ...]
+    static: tuple[tuple[str, Any], ...]
+    grad_enabled: bool
+
+
+class CompiledFunction:
+    """A function that runs as a static program; made by `sg.compile` and called like the function itself."""
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        *,
+        device: str | None = None,
+        static_argnames: str | Sequence[str] = (),
+        cache: bool = True,
+        check: bool = False,
+        recompile_limit: int = 8,
+    ) -> None:
+        if not callable(fn):
+            raise TypeError(f"compile: takes a function; got {type(fn).__name__}")
+        check_device(device)
+        if recompile_limit < 1:
+            raise ValueError(f"compile: recompile_limit must be at least 1; got {recompile_limit}")
+        self.fn = fn
+        self._options = {
+            "device": device,
+            "static_argnames": static_argnames,
+            "cache": cache,
+            "check": check,
+            "recompile_limit": recompile_limit,
+        }
+        self._static = (static_argnames,) if isinstance(static_argnames, str) else tuple(static_argnames)
+        self._cache = cache
+        self._check = check
+        self._limit = recompile_limit
+        self._found: dict[Signature, list[Specialization]] = {}
+        self._history: list[tuple[Signature, str, Specialization]] = []
+        self._hits = 0
+        self._from_disk = 0
+        self._lock = threading.RLock()
+        self._parameters = _parameters(fn, self._static)
+        functools.update_wrapper(self, fn, updated=())
+
+    # ------------------------------------------------------------ calls
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the program for these arguments, compiling it first if it is new."""
+        if context.capture is not None:
+            return self.fn(*args, **kwargs)
+        leaves, structure, static = self._flatten(args, kwargs)
+        if any(isinstance(leaf, Tensor) and leaf._tangents for leaf in leaves) or context.depth:
+            return self.fn(*args, **kwargs)
+        specialization = self._specialization(leaves, structure, static)
+        if self._check:
+            from staticgrad.check import run_checked
+
+            return run_checked(specialization, leaves)
+        return specialization.run(leaves)
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        """A compiled method belongs to its instance."""
+        return self if instance is None else functools.partial(self, instance)
+
+    def __repr__(self) -> str:
+        return f"<compiled {getattr(self.fn, '__qualname__', self.fn)}, {len(self._history)} specialisations>"
+
+    def __staticgrad_compiled__(self) -> tuple[Callable[..., Any], Callable[[Callable[..., Any]], Any]]:
+        """The Python function below, and how to compile a transform of it with the same options."""
+        return self.fn, lambda g: CompiledFunction(g, **self._options)  # type: ignore[arg-type]
+
+    def _flatten(self, args: Any, kwargs: Any) -> tuple[list[Any], TreeDef, tuple[tuple[str, Any], ...]]:
+        if not self._static:
+            leaves, structure = tree_flatten((args, kwargs))
+            return leaves, structure, ()
+        bound = self._parameters.bind(*args, **kwargs)
+        static = []
+        for name in self._static:
+            if name in bound.arguments:
+                static.append((name, _hashable(name, bound.arguments[name])))
+        rest = {name: value for name, value in bound.arguments.items() if name not in self._static}
+        leaves, structure = tree_flatten(((), rest))
+        return leaves, structure, tuple(static)
+
+    def _rebuild(self, structure: TreeDef, static: tuple[tuple[str, Any], ...], leaves: list[Any]) -> tuple[Any, Any]:
+        args, kwargs = tree_unflatten(structure, leaves)
+        if not self._static:
+            return args, kwargs
+        values = {name: held.value for name, held in static}
+        bound = inspect.BoundArguments(self._parameters, {**kwargs, **values})  # type: ignore[arg-type]
+        ordered = {name: bound.arguments[name] for name in self._parameters.parameters if name in bound.arguments}
+        bound.arguments.clear()
+        bound.arguments.update(ordered)
+        return bound.args, bound.kwargs
+
+    # ------------------------------------------------------------ specialisations
+
+    def _specialization(self, leaves: list[Any], structure: TreeDef, static: Any) -> Specialization:
+        signature = Signature(structure, tuple(map(_kind, leaves)), static, context.grad_enabled)
+        try:
+            candidates = self._found.get(signature, ())
+        except TypeError:
+            raise _unhashable(leaves) from None
+        for candidate in candidates:
+            if candidate.broken_guard() is None:
+                self._hits += 1
+                return candidate
+        with self._lock:
+            return self._compile(signature, leaves, structure, static)
+
+    def _compile(self, signature: Signature, leaves: list[Any], structure: TreeDef, static: Any) -> Specialization:
+        for candidate in self._found.get(signature, ()):  # another thread may have been quicker
+            if candidate.broken_guard() is None:
+                return candidate
+        reason = self._reason(signature)
+        if len(self._history) >= self._limit:
+            raise RecompileLimitError(
+                f"compile: {self._name()} was compiled {len(self._history)} times, its limit; this call differs in: "
+                f"{reason}. Pad to a common shape, pass numbers as arrays, or raise recompile_limit"
+            )
+        if self._history:
+            log.warning("staticgrad: %s is compiled again: %s", self._name(), reason)
+        from staticgrad.kernels.cache import default_cache
+        from staticgrad.kernels.cpu.program import compile_graph
+
+        paths = leaf_paths(self._rebuild_names(structure))
+        captured = capture(self.fn, lambda found: self._rebuild(structure, static, found), leaves, paths)
+        program = compile_graph(captured.graph, cache=default_cache() if self._cache else None)
+        self._from_disk += program.from_cache
+        made = Specialization(captured, program)
+        self._found.setdefault(signature, []).append(made)
+        self._history.append((signature, reason, made))
+        return made
+
+    def _name(self) -> str:
+        return str(getattr(self.fn, "__qualname__", type(self.fn).__name__))
+
+    def _rebuild_names(self, structure: TreeDef) -> Any:
+        """A tree like the arguments with the name of each leaf's place at the leaf."""
+        args, kwargs = structure.children
+        names = [name for name in self._parameters.parameters if name not in self._static]
+        return args, kwargs, names
+
+    def _reason(self, signature: Signature) -> str:
+        """What sets `signature` apart from the most similar one compiled before."""
+        if not self._history:
+            return "first call"
+        paths = leaf_paths(self._rebuild_names(signature.structure))
+        best: list[str] | None = None
+        for old, _, specialization in reversed(self._history):
+            differences = _differences(old, signature, paths)
+            if not differences:
+                guard = specialization.broken_guard()
+                differences = [
+                    f"{guard.what} was {guard.value!r}, is {guard.read()!r}" if guard else "the same signature"
+                ]
+            if best is None or len(differences) < len(best):
+                best = differences
+        return "; ".join(best or [])
+
+    # ------------------------------------------------------------ looking inside
+
+    @property
+    def last(self) -> Specialization:
+        """The specialisation compiled last."""
+        if not self._history:
+            raise CaptureError(f"compile: {self._name()} has not been compiled yet; call it once first")
+        return self._history[-1][2]
+
+    @property
+    def graph(self) -> Graph:
+        """The captured graph, after rewriting; prints as readable text."""
+        return self.last.captured.graph
+
+    @property
+    def plan(self) -> Plan:
+        """Where every buffer lives: `peak_bytes lower_bound_bytes naive_bytes slots order`."""
+        return self.last.program.plan
+
+    def source(self) -> str:
+        """The generated kernels as Python."""
+        return "\n\n".join(self.last.program.sources.values())
+
+    def memory(self) -> str:
+        """The plan as a table: peak, lower bound, naive sum, every slot and who shares it."""
+        from staticgrad.graph.plan import format_memory
+
+        return format_memory(self.plan)
+
+    def explain(self) -> str:
+        """Why each specialisation was compiled, how often it ran, and what it depends on."""
+        from staticgrad.report import explain
+
+        return explain(self._name(), [(reason, made) for _, reason, made in self._history])
+
+    def cost(self) -> Any:
+        """Operations and bytes of every kernel; prints as a table."""
+        from staticgrad.report import cost
+
+        return cost(self.last)
+
+    def profile(self, *args: Any, repeat: int = 20, **kwargs: Any) -> Any:
+        """Time of every kernel over `repeat` calls with these arguments, state put back; prints as a table."""
+        from staticgrad.report import profile
+
+        leaves, structure, static = self._flatten(args, kwargs)
+        return profile(self._specialization(leaves, structure, static), leaves, repeat)
+
+    def save(self, path: Any) -> None:
+        """Write the program compiled last, with its state, to one file that `sg.load` runs without capture or Numba."""
+        from staticgrad.saved import save_program
+
+        save_program(self._name(), self._history[-1][0] if self._history else None, self.last, path)
+
+    def cache_info(self) -> CacheInfo:
+        """Hits, misses and specialisations so far, and how many programs came from the disk cache."""
+        return CacheInfo(self._hits, len(self._history), len(self._history), self._from_disk)
+
+
+def _parameters(fn: Callable[..., Any], static: Sequence[str]) -> inspect.Signature:
+    try:
+        parameters = inspect.signature(fn)
+    except (TypeError, ValueError):
+        parameters = inspect.Signature([inspect.Parameter("args", inspect.Parameter.VAR_POSITIONAL)])
+    for name in static:
+        if name not in parameters.parameters:
+            raise ValueError(f"compile: static_argnames names {name!r}, but the function takes {parameters}")
+    return parameters
+
+
+def _hashable(name: str, value: Any) -> Any:
+    try:
+        hash(value)
+    except TypeError:
+        raise TypeError(
+            f"compile: the static argument {name!r} must be hashable, since programs are kept by its value; got "
+            f"{type(value).__name__}"
+        ) from None
+    return _Typed(value)
+
+
+@dataclass(frozen=True)
+class _Typed:
+    """A static value that only equals values of its own type (1, 1.0 and True are three)."""
+
+    value: Any
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Typed) and type(self.value) is type(other.value) and bool(self.value == other.value)
+
+    def __hash__(self) -> int:
+        return hash((type(self.value), self.value))
+
+    def __repr__(self) -> str:
+        return repr(self.value)
+
+
+def _kind(leaf: Any) -> Any:
+    """What of a leaf the specialisation depends on."""
+    if isinstance(leaf, Tensor):
+        return leaf._value.shape, leaf._value.dtype, leaf._requires_grad, leaf._weak
+    if isinstance(leaf, np.ndarray):
+        check_dtype("compile: an argument", leaf.dtype)
+        return leaf.shape, leaf.dtype, None
+    if is_array(leaf):
+        return "integer" if isinstance(leaf, int | np.integer) else "number"
+    return _Typed(leaf)
+
+
+def _unhashable(leaves: Sequence[Any]) -> Exception:
+    for leaf in leaves:
+        if is_static(leaf):
+            try:
+                hash(leaf)
+            except TypeError:
+                return DTypeError(
+                    f"compile: an argument of type {type(leaf).__name__} is neither an array nor hashable; pass arrays, "
+                    "numbers, trees of them, or hashable objects"
+                )
+    return DTypeError("compile: the arguments cannot be told apart by value")
+
+
+def leaf_paths(named: tuple[TreeDef, TreeDef, Sequence[str]]) -> list[str]:
+    """A readable path for every leaf of (args, kwargs), such as `batch['x'][0]`."""
+    args, kwargs, names = named
+    paths: list[str] = []
+    for i, child in enumerate(args.children):
+        _walk(child, names[i] if i < len(names) else f"args[{i}]", paths)
+    for key, child in zip(kwargs.meta, kwargs.children, strict=True):
+        _walk(child, str(key), paths)
+    return paths
+
+
+def _walk(structure: TreeDef, path: str, paths: list[str]) -> None:
+    if not structure.children:
+        if structure.count:
+            paths.append(path)
+        return
+    for i, child in enumerate(structure.children):
+        if isinstance(structure.meta, tuple):
+            key = structure.meta[i]
+            step = f"[{key!r}]" if issubclass(structure.kind, dict) else f".{key}"
+        else:
+            step = f"[{i}]"
+        _walk(child, path + step, paths)
+
+
+def _differences(old: Signature, new: Signature, paths: Sequence[str]) -> list[str]:
+    if old.structure != new.structure:
+        return [f"structure of the arguments: {old.structure} became {new.structure}"]
+    found = []
+    for path, before, after in zip(paths, old.leaves, new.leaves, strict=True):
+        if before != after:
+            found.append(f"{path}: {_described(before)} became {_described(after)}")
+    for (name, before), (_, after) in zip(old.static, new.static, strict=False):
+        if before != after:
+            found.append(f"{name}: {before!r} became {after!r}")
+    if old.grad_enabled != new.grad_enabled:
+        found.append(f"grad mode: {'on' if old.grad_enabled else 'off'} became {'on' if new.grad_enabled else 'off'}")
+    return found
+
+
+def _described(kind: Any) -> str:
+    if isinstance(kind, tuple):
+        shape, dtype = kind[:2]
+        return f"{dtype}[{', '.join(map(str, shape))}]" + (" requiring grad" if kind[2] else "")
+    return repr(kind) if isinstance(kind, _Typed) else f"a Python {kind}"
+
+
+@overload
+def compile(fn: F, **options: Any) -> CompiledFunction: ...
+@overload
+def compile(fn: None = None, **options: Any) -> Callable[[Callable[..., Any]], CompiledFunction]: ...
+def compile(
+    fn: Callable[..., Any] | None = None,
+    *,
+    device: str | None = None,
+    static_argnames: str | Sequence[str] = (),
+    memory_budget: float | None = None,
+    cache: bool = True,
+    check: bool = False,
+    recompile_limit: int = 8,
+) -> Any:
+    """Compile a function of arrays, a whole training step above all; also usable as a decorator.
+
+    The function is run once with traced tensors for each new signature of its arguments; forward, backward and
+    optimizer become one program whose buffers are all planned beforehand. Tensors that it reads from elsewhere
+    (parameters, optimizer state, random state) are found by reference and updated in place.
+
+    Args:
+        fn: takes and returns any tree of arrays. Numbers are passed as 0-d values; booleans, strings and other
+            objects are part of the signature.
+        device: "cpu".
+        static_argnames: arguments whose values are part of the signature, for numbers that shapes depend on.
+        memory_budget: recomputation within a budget is not part of this release; None.
+        cache: keep compiled programs on disk, for later processes.
+        check: compare every call, value by value, with the dynamic run, and raise NumericError that names the first
+            op that differs or that makes a NaN out of finite operands. Slow.
+        recompile_limit: more specialisations than this raise RecompileLimitError.
+
+    Raises:
+        CaptureError: what a static graph cannot hold, such as a Python branch on a traced value.
+
+    Example:
+        >>> import staticgrad as sg
+        >>> double = sg.compile(lambda x: x * 2)
+        >>> double(sg.asarray([1.0, 2.0]))
+        Tensor([2., 4.])
+    """
+    if memory_budget is not None:
+        raise ValueError("compile: memory_budget is not part of this release; leave it out")
+    options: dict[str, Any] = {
+        "device": device,
+        "static_argnames": static_argnames,
+        "cache": cache,
+        "check": check,
+        "recompile_limit": recompile_limit,
+    }
+    if fn is None:
+        return lambda function: CompiledFunction(function, **options)
+    return CompiledFunction(fn, **options)

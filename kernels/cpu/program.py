@@ -41,7 +41,9 @@ def compile_graph(
     """
     key = content_key(graph_key(graph), native.host_key(), native.toolchain_key(), f"{reuse} {poison}")
     if cache is not None and (found := cache.get("program", key)) is not None:
-        return Program.from_bytes(found, graph)
+        program = Program.from_bytes(found, graph)
+        program.from_cache = True
+        return program
     plan = make_plan(graph, order(graph, fuse(graph)), reuse=reuse)
     lowered = lower(graph, plan, poison=poison)
     code = native.build({symbol: _code(kernel, cache) for symbol, kernel in lowered.kernels.items()}, lowered.steps)
@@ -104,11 +106,13 @@ class Program:
         graph: what it computes.
         arena_bytes: working memory of one run.
         sources: the generated kernels as Python source, by name.
+        from_cache: whether it was loaded from disk rather than compiled.
         calls: the kernels in the order in which a run calls them, matrix products left out.
     """
 
     def __init__(self, graph: Graph, facts: Mapping[str, Any], code: bytes) -> None:
         self.graph = graph
+        self.from_cache = False
         self._facts = facts
         self._code = code
         self._step = native.load(code)

@@ -1,0 +1,215 @@
+"""What a function could change besides its results: found before a capture, compared after it.
+
+A captured function runs once; a list it appends to or a counter it moves would not change again in later calls. So the
+containers and numbers that the function (and the Python functions it names) can reach by closure, by global name, as
+default or as attribute of a reached object are noted, and a change is an error, after what was there is put back.
+"""
+
+from __future__ import annotations
+
+import types
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from staticgrad.graph.errors import CaptureError
+from staticgrad.graph.node import Node
+from staticgrad.tensor import Tensor
+
+_CONTAINERS = (list, dict, set, deque)
+_NUMBERS = (bool, int, float, str, type(None))
+_DEPTH = 4
+
+
+class Variable:
+    """One closure cell or global name of a function."""
+
+    def __init__(self, name: str, read: Callable[[], Any], write: Callable[[Any], None]) -> None:
+        self.name = name
+        self.read = read
+        self.write = write
+
+
+def variables(function: Any, depth: int = _DEPTH, seen: set[int] | None = None) -> Iterator[Variable]:
+    """The closure cells and global names that `function` reads, and those of the functions among them."""
+    seen = set() if seen is None else seen
+    function = getattr(function, "__wrapped__", function)
+    if isinstance(function, types.MethodType):
+        owner = function.__self__
+        yield Variable("self", lambda: owner, lambda _: None)
+        function = function.__func__
+    code = getattr(function, "__code__", None)
+    if code is None or id(code) in seen or depth == 0 or _is_library(function):
+        return
+    seen.add(id(code))
+    found = list(_cells(function)) + list(_globals(function))
+    yield from found
+    for variable in found:
+        value = variable.read()
+        if isinstance(value, types.FunctionType | types.MethodType):
+            yield from variables(value, depth - 1, seen)
+
+
+def _is_library(function: Any) -> bool:
+    return str(getattr(function, "__module__", "")).split(".")[0] in ("staticgrad", "numpy")
+
+
+def _cells(function: Any) -> Iterator[Variable]:
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        try:
+            cell.cell_contents  # noqa: B018  (an empty cell raises)
+        except ValueError:
+            continue
+
+        def read(cell: Any = cell) -> Any:
+            return cell.cell_contents
+
+        def write(value: Any, cell: Any = cell) -> None:
+            cell.cell_contents = value
+
+        yield Variable(name, read, write)
+
+
+def _globals(function: Any) -> Iterator[Variable]:
+    space = function.__globals__
+    for name in function.__code__.co_names:
+        if name in space and not isinstance(space[name], types.ModuleType | type):
+
+            def read(name: str = name) -> Any:
+                return space.get(name)
+
+            def write(value: Any, name: str = name) -> None:
+                space[name] = value
+
+            yield Variable(name, read, write)
+
+
+class Watch:
+    """The state of everything reachable before a capture; `check()` raises on the first change."""
+
+    def __init__(self, function: Any, arguments: list[Any]) -> None:
+        self._variables = [(v, v.read()) for v in variables(function)]
+        self._containers: list[tuple[str, Any, Any]] = []
+        self._attributes: list[tuple[str, Any, dict[str, Any]]] = []
+        seen: set[int] = set()
+        for variable, value in self._variables:
+            self._note(variable.name, value, seen)
+        for value in arguments:
+            self._note(type(value).__name__, value, seen)
+
+    def reached(self) -> list[tuple[str, Any]]:
+        """The names and values of the variables."""
+        return [(variable.name, value) for variable, value in self._variables]
+
+    def numbers(self) -> Iterator[tuple[Variable, Any]]:
+        """The variables that hold plain numbers or strings: the captured graph depends on them."""
+        for variable, value in self._variables:
+            if isinstance(value, _NUMBERS):
+                yield variable, value
+
+    def _note(self, name: str, value: Any, seen: set[int]) -> None:
+        pending = [(name, value)]
+        while pending:
+            name, value = pending.pop()
+            if id(value) in seen:
+                continue
+            seen.add(id(value))
+            if isinstance(value, _CONTAINERS):
+                self._containers.append((name, value, _content(value)))
+                items = value.items() if isinstance(value, dict) else ((i, item) for i, item in enumerate(value))
+                pending.extend((f"{name}[{key!r}]", item) for key, item in items if _is_object(item))
+            elif _is_object(value) and not isinstance(value, Tensor):
+                exempt = getattr(type(value), "capture_exempt", ())
+                attributes = {key: item for key, item in vars(value).items() if key not in exempt}
+                self._attributes.append((name, value, attributes))
+                pending.extend((f"{name}.{key}", item) for key, item in attributes.items() if _is_object(item))
+
+    def check(self) -> None:
+        """Raise CaptureError, after putting back what was there, if anything has changed."""
+        changes = [*self._changed_variables(), *self._changed_containers(), *self._changed_attributes()]
+        if changes:
+            raise CaptureError(
+                f"compile: the function changes {', '.join(changes)}; a compiled function runs without Python, so this "
+                "would happen once and never again. Return the value from the function, keep it in a Tensor (copy_), "
+                "or move the line out of the compiled function"
+            )
+
+    def _changed_variables(self) -> list[str]:
+        changes = []
+        for variable, before in self._variables:
+            now = variable.read()
+            if now is not before and not (isinstance(now, _NUMBERS) and type(now) is type(before) and now == before):
+                variable.write(before)
+                changes.append(f"the variable {variable.name!r}")
+        return changes
+
+    def _changed_containers(self) -> list[str]:
+        changes = []
+        for name, container, before in self._containers:
+            if not _same(_content(container), before):
+                _restore(container, before)
+                changes.append(f"the {type(container).__name__} {name!r}")
+        return changes
+
+    def _changed_attributes(self) -> list[str]:
+        changes = []
+        for name, owner, before in self._attributes:
+            exempt = getattr(type(owner), "capture_exempt", ())
+            for key, value in list(vars(owner).items()):
+                if key in exempt:
+                    continue
+                old = before.get(key, _MISSING)
+                if value is not old and (_traced(value) or (isinstance(value, _NUMBERS) and not _equal(value, old))):
+                    if old is _MISSING:
+                        vars(owner).pop(key)
+                    else:
+                        vars(owner)[key] = old
+                    changes.append(f"the attribute {name}.{key}")
+        return changes
+
+
+_MISSING = object()
+
+
+def _equal(value: Any, old: Any) -> bool:
+    return type(value) is type(old) and bool(value == old)
+
+
+def _traced(value: Any) -> bool:
+    return isinstance(value, Tensor) and isinstance(value._value, Node)
+
+
+def _is_object(value: Any) -> bool:
+    """A container, or an instance of a user's or a model's class, whose attributes can change."""
+    if isinstance(value, _CONTAINERS):
+        return True
+    if isinstance(value, type | types.ModuleType | types.FunctionType | types.MethodType | types.BuiltinFunctionType):
+        return False
+    module = type(value).__module__.split(".")[0]
+    return hasattr(value, "__dict__") and module not in ("builtins", "numpy", "threading", "logging", "io")
+
+
+def _content(container: Any) -> Any:
+    if isinstance(container, dict):
+        return list(container.items())
+    return list(container)
+
+
+def _same(now: list[Any], before: list[Any]) -> bool:
+    if len(now) != len(before):
+        return False
+    for a, b in zip(now, before, strict=True):
+        if isinstance(a, tuple) and isinstance(b, tuple) and len(a) == len(b) == 2:
+            if a[0] is not b[0] or (a[1] is not b[1] and not (isinstance(a[1], _NUMBERS) and _equal(a[1], b[1]))):
+                return False
+        elif a is not b and not (isinstance(a, _NUMBERS) and _equal(a, b)):
+            return False
+    return True
+
+
+def _restore(container: Any, before: list[Any]) -> None:
+    container.clear()
+    if isinstance(container, dict | set):
+        container.update(before)
+    else:
+        container.extend(before)

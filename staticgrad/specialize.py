@@ -1,0 +1,347 @@
+"""One specialisation of a compiled function: what it was captured for, its program, and how to call it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from staticgrad.autograd.compiled_call import attach, attach_freed, inputs_of_call
+from staticgrad.capture import Argument, Binding, Capture, GradState, Guard, HostScalar, State
+from staticgrad.graph.errors import CaptureError, ShapeError
+from staticgrad.graph.node import DType, Graph, Node, Shape, Spec
+from staticgrad.graph.rewrite import rewrite
+from staticgrad.side_effects import Watch
+from staticgrad.tensor import Array, Tensor, escaped_error
+from staticgrad.tree import TreeDef, tree_flatten, tree_unflatten
+
+if TYPE_CHECKING:
+    from staticgrad.kernels.cpu.program import Program
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """What a call does to `tensor.grad`: None clears it, a number is the output that becomes it."""
+
+    tensor: Tensor | None  # None: the caller's argument number `argument`
+    argument: int
+    output: int | None
+    adds: bool
+
+
+@dataclass
+class Captured:
+    """A function's graph together with what ties it to the Python world."""
+
+    graph: Graph
+    bindings: list[Binding]
+    guards: list[Guard]
+    result: TreeDef
+    leaves: list[Any]  # of the result: an output's position as `Output`, or a value returned as it is
+    gradients: list[Gradient]
+    written_arguments: list[tuple[int, int]]  # (argument, output copied into it)
+    tracked: list[str] = field(default_factory=list)  # per output: "", "live" or "freed", its place on the tape
+
+
+@dataclass(frozen=True)
+class Output:
+    """A leaf of the result that the program computes."""
+
+    position: int
+
+
+def names_of(values: Sequence[tuple[str, Any]]) -> dict[int, str]:
+    """Readable names, by id, of the tensors that `values` lead to: parameters, buffers, optimizers' state."""
+    names: dict[int, str] = {}
+    for name, value in values:
+        if isinstance(value, Tensor):
+            names.setdefault(id(value), name)
+        for listing in ("named_parameters", "named_buffers"):
+            method = getattr(value, listing, None)
+            if callable(method) and hasattr(value, "state_dict"):
+                for key, tensor in method():
+                    names.setdefault(id(tensor), f"{name}.{key}")
+    for name, value in values:
+        if hasattr(value, "param_groups") and isinstance(getattr(value, "state", None), dict):
+            for parameter, entries in value.state.items():
+                for key, tensor in entries.items():
+                    names.setdefault(id(tensor), f"{name}.{names.get(id(parameter), 'parameter')}.{key}")
+    return names
+
+
+def capture(
+    function: Callable[..., Any],
+    rebuild: Callable[[list[Any]], tuple[Any, Any]],
+    leaves: Sequence[Any],
+    paths: Sequence[str],
+) -> Captured:
+    """Run `function` on traced stand-ins for the array `leaves` and return what it did.
+
+    `rebuild` makes (args, kwargs) from the leaves; leaves that are not arrays or numbers are passed as they are.
+    """
+    watch = Watch(function, [leaf for leaf in leaves if not is_array(leaf)])
+    held = Capture(names_of(watch.reached()))
+    traced, stand_ins = _stand_ins(held, leaves, paths)
+    args, kwargs = rebuild(traced)
+    structure = tree_flatten((args, kwargs))[1]
+    with held:
+        result = function(*args, **kwargs)
+    watch.check()
+    if tree_flatten((args, kwargs))[1] != structure:
+        raise CaptureError(
+            "compile: the function changes the structure of one of its arguments (appends to a list, adds a key); "
+            "return the new value instead"
+        )
+    for variable, value in watch.numbers():
+        held.guard(f"the variable {variable.name!r}", variable.read, variable, value)
+    return _finish(held, result, stand_ins)
+
+
+def is_array(leaf: Any) -> bool:
+    """Whether a leaf of the arguments is traced: arrays, tensors and numbers are; booleans and the rest are static."""
+    return isinstance(leaf, Tensor | np.ndarray) or (isinstance(leaf, int | float | np.generic) and not is_static(leaf))
+
+
+def is_static(leaf: Any) -> bool:
+    return isinstance(leaf, bool) or not isinstance(leaf, Tensor | np.ndarray | int | float | np.generic)
+
+
+def number_dtype(leaf: Any) -> DType:
+    """The dtype in which a number is passed: numbers adapt to the tensors they meet."""
+    return np.dtype(np.int64 if isinstance(leaf, int | np.integer) else np.float64)
+
+
+def _stand_ins(
+    held: Capture, leaves: Sequence[Any], paths: Sequence[str]
+) -> tuple[list[Any], dict[int, tuple[int, Tensor, Node]]]:
+    traced: list[Any] = []
+    stand_ins: dict[int, tuple[int, Tensor, Node]] = {}
+    for i, (value, path) in enumerate(zip(leaves, paths, strict=True)):
+        if not is_array(value):
+            traced.append(value)
+            continue
+        weak = not isinstance(value, Tensor | np.ndarray)
+        spec = Spec((), number_dtype(value)) if weak else Spec(value.shape, value.dtype)
+        node = held.argument(i, spec, path)
+        tensor = Tensor(node)
+        tensor._weak = weak or (isinstance(value, Tensor) and value._weak)
+        tensor._requires_grad = isinstance(value, Tensor) and value._requires_grad
+        traced.append(tensor)
+        stand_ins[id(tensor)] = (i, tensor, node)
+    return traced, stand_ins
+
+
+def _finish(held: Capture, result: Any, stand_ins: Mapping[int, tuple[int, Tensor, Node]]) -> Captured:
+    outputs: list[Node] = []
+    leaves, structure = tree_flatten(result)
+    tracked: list[str] = []
+    for i, leaf in enumerate(leaves):
+        if isinstance(leaf, Tensor) and isinstance(leaf._value, Node):
+            leaves[i] = Output(len(outputs))
+            tracked.append(_place_on_tape(leaf))
+            outputs.append(held.node_of(leaf))
+    updates = held.updates()
+    gradients = _gradients(held, stand_ins, outputs, updates)
+    written = []
+    for i, tensor, node in stand_ins.values():
+        if tensor._value is not node:
+            written.append((i, len(outputs)))
+            outputs.append(held.node_of(tensor))
+    graph = rewrite(held.graph(outputs, updates))
+    return Captured(graph, held.bindings, list(held.guards.values()), structure, leaves, gradients, written, tracked)
+
+
+def _place_on_tape(tensor: Tensor) -> str:
+    if not tensor._requires_grad:
+        return ""
+    node = tensor.grad_fn
+    return "freed" if node is not None and node.freed else "live"
+
+
+def _gradients(
+    held: Capture,
+    stand_ins: Mapping[int, tuple[int, Tensor, Node]],
+    outputs: list[Node],
+    updates: list[tuple[Node, Node]],
+) -> list[Gradient]:
+    """What happens to gradients: those on storage that existed on entry are updated there, others are outputs."""
+    found = []
+    for tensor, current, had in held.written_gradients():
+        argument = stand_ins.get(id(tensor))
+        owner = None if argument else tensor
+        index = argument[0] if argument else -1
+        if current is None:
+            found.append(Gradient(owner, index, None, False))
+            continue
+        if not isinstance(current._value, Node):
+            if current is not tensor._grad:
+                raise CaptureError("compile: a gradient was set to a tensor made outside of the compiled function")
+            continue
+        node = held.node_of(current)
+        entry = held.state_leaf(tensor._grad._value) if had and tensor._grad is not None else None
+        if entry is not None:
+            updates.append((entry, node))
+            continue
+        found.append(Gradient(owner, index, len(outputs), False))
+        outputs.append(node)
+    return found
+
+
+class Specialization:
+    """A captured graph with its program, ready to be called for arguments of one signature."""
+
+    def __init__(self, captured: Captured, program: Program) -> None:
+        self.captured = captured
+        self.program = program
+        graph = captured.graph
+        self._specs: list[tuple[Shape, DType]] = [(node.shape, node.dtype) for node in graph.outputs]
+        updated = {leaf for leaf, _ in graph.updates}
+        self._updated = {i for i, node in enumerate(graph.inputs) if node in updated}
+        self._arguments = [(i, b.index) for i, b in enumerate(captured.bindings) if isinstance(b, Argument)]
+        self._states = [(i, b) for i, b in enumerate(captured.bindings) if isinstance(b, State | GradState)]
+        self._scalars = [(i, b) for i, b in enumerate(captured.bindings) if isinstance(b, HostScalar)]
+        self._held: dict[int, Tensor] = {}  # gradient outputs given away by the last call
+        self._live = "live" in captured.tracked
+        self.pullbacks: dict[tuple[int, ...], Callable[..., Any]] = {}
+        self.calls = 0
+
+    def broken_guard(self) -> Guard | None:
+        """The first guard that no longer holds."""
+        for guard in self.captured.guards:
+            if not guard.holds():
+                return guard
+        return None
+
+    def inputs(self, leaves: Sequence[Any]) -> list[Array]:
+        """Arrays for the graph's inputs in order; state is the very storage of its tensors."""
+        arrays: list[Any] = [None] * len(self.captured.bindings)
+        nodes = self.captured.graph.inputs
+        for i, index in self._arguments:
+            arrays[i] = _as_array(leaves[index], nodes[i].dtype)
+        for i, binding in self._states:
+            arrays[i] = self._state(nodes[i], binding)
+        for i, scalar in self._scalars:
+            arrays[i] = np.array(scalar.mapping[scalar.key], scalar.dtype)
+        return arrays
+
+    @staticmethod
+    def _state(node: Node, binding: State | GradState) -> Array:
+        array = binding.array()
+        if isinstance(array, Node):
+            raise escaped_error(array)
+        if array is None or array.shape != node.shape or array.dtype != node.dtype:
+            came = "None" if array is None else f"{array.dtype}{list(array.shape)}"
+            raise ShapeError(f"compile: {binding.name} was captured as {node.spec} and is now {came}; compile again")
+        result: Array = array
+        return result
+
+    def run(self, leaves: Sequence[Any]) -> Any:
+        """Call the program and give the results back as the function would."""
+        arrays = self.inputs(leaves)
+        inputs = inputs_of_call(self, leaves, arrays) if self._live else None
+        given = self._contiguous(arrays)
+        outputs = self._outputs()
+        self.program.run(given, outputs)
+        for i in self._updated:
+            if given[i] is not arrays[i]:
+                np.copyto(arrays[i], given[i])
+        self.calls += 1
+        return self.commit(leaves, outputs, inputs)
+
+    def writes(self, index: int) -> bool:
+        """Whether the program writes its input number `index`."""
+        return index in self._updated
+
+    def _contiguous(self, arrays: list[Array]) -> list[Array]:
+        """C-contiguous arrays, none of which shares memory with state that is written."""
+        given = [a if a.flags.c_contiguous and a.flags.aligned else np.array(a, order="C") for a in arrays]
+        if self._updated:
+            written = [given[i] for i in self._updated]
+            for i, _ in self._arguments:
+                if given[i].base is not None or any(given[i] is w for w in written):
+                    if any(np.may_share_memory(given[i], w) for w in written):
+                        given[i] = given[i].copy()
+                elif any(w.base is given[i] for w in written):
+                    given[i] = given[i].copy()
+        return given
+
+    def _outputs(self) -> list[Array]:
+        outputs = [np.empty(shape, dtype) for shape, dtype in self._specs]
+        for gradient in self.captured.gradients:
+            if gradient.tensor is not None and gradient.output is not None:
+                reusable = self._reusable(gradient.tensor, gradient.output)
+                if reusable is not None:
+                    outputs[gradient.output] = reusable
+        return outputs
+
+    def _reusable(self, tensor: Tensor, output: int) -> Array | None:
+        """The last call's gradient storage, if nobody but the tensor itself still holds it."""
+        last = self._held.get(output)
+        if last is None or tensor._grad is not last:
+            return None
+        # references: self._held, tensor._grad, `last`, getrefcount's own argument; then the array: its tensor, `array`
+        if sys.getrefcount(last) > 4:
+            return None
+        array = last._value
+        if sys.getrefcount(array) > 3:
+            return None
+        return array if isinstance(array, np.ndarray) else None
+
+    def commit(self, leaves: Sequence[Any], outputs: list[Array], inputs: list[Tensor] | None = None) -> Any:
+        """Carry out what the call does to gradients, arguments and versions, and build its result."""
+        captured = self.captured
+        for i, binding in self._states:
+            if i in self._updated:
+                tensor = binding.tensor if isinstance(binding, State) else binding.tensor._grad
+                if tensor is not None:
+                    tensor._version[0] += 1
+        for gradient in captured.gradients:
+            self._set_gradient(gradient, leaves, outputs)
+        for argument, position in captured.written_arguments:
+            target = leaves[argument]
+            np.copyto(target._value if isinstance(target, Tensor) else target, outputs[position])
+        return self._result(outputs, inputs)
+
+    def _set_gradient(self, gradient: Gradient, leaves: Sequence[Any], outputs: list[Array]) -> None:
+        tensor = leaves[gradient.argument] if gradient.tensor is None else gradient.tensor
+        if gradient.output is None:
+            tensor._grad = None
+            return
+        value = outputs[gradient.output]
+        last = self._held.get(gradient.output)
+        if last is not None and last._value is value:
+            return
+        made = Tensor(value)
+        if gradient.tensor is None:
+            tensor._grad = made if tensor._grad is None else tensor._grad + made
+            return
+        tensor._grad = self._held[gradient.output] = made
+
+    def _result(self, outputs: list[Array], inputs: list[Tensor] | None) -> Any:
+        leaves = list(self.captured.leaves)
+        live: dict[int, Tensor] = {}
+        for i, leaf in enumerate(leaves):
+            if type(leaf) is Output:
+                leaves[i] = tensor = Tensor(outputs[leaf.position])
+                place = self.captured.tracked[leaf.position]
+                if place == "live":
+                    live[leaf.position] = tensor
+                elif place:
+                    attach_freed(tensor)
+        if live and inputs is not None:
+            attach(self, inputs, live)
+        return tree_unflatten(self.captured.result, leaves)
+
+
+def _as_array(value: Any, dtype: DType) -> Array:
+    if isinstance(value, Tensor):
+        array = value._value
+        if isinstance(array, Node):
+            raise escaped_error(array)
+        return array
+    if isinstance(value, np.ndarray):
+        return value
+    return np.array(value, dtype)
