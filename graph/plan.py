@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from staticgrad.graph.group import Group
-from staticgrad.graph.lifetimes import ALIGNMENT, Buffer, Home, Place, aligned, assign_storage
+from staticgrad.graph.lifetimes import ALIGNMENT, Buffer, Home, Place, Storage, aligned, assign_storage
 from staticgrad.graph.node import Graph, Node
 from staticgrad.graph.offsets import lower_bound, plan_offsets
 
@@ -82,7 +82,6 @@ def make_plan(graph: Graph, groups: Sequence[Group], *, reuse: bool = True) -> P
         GraphError: a value is read before it is written, written twice, or a result is never stored.
     """
     storage = assign_storage(graph, groups, reuse=reuse)
-    naive = storage if not reuse else assign_storage(graph, groups, reuse=False)
     offsets = _lay_out(storage.buffers, reuse)
 
     def place(home: Home) -> Place:
@@ -99,10 +98,21 @@ def make_plan(graph: Graph, groups: Sequence[Group], *, reuse: bool = True) -> P
         constants=storage.constants,
         peak_bytes=max((slot.offset + aligned(slot.nbytes) for slot in slots), default=0),
         lower_bound_bytes=lower_bound(intervals, alignment=ALIGNMENT),
-        naive_bytes=sum(aligned(buffer.nbytes) for buffer in naive.buffers),
+        naive_bytes=_naive(storage),
         frees=_frees(slots, len(groups)) if reuse else ((),) * len(groups),
         reuse=reuse,
     )
+
+
+def _naive(storage: Storage) -> int:
+    """The bytes of all that groups write, but for what outputs hold, and of all working memory."""
+    written = (
+        node.nbytes
+        for node, home in storage.homes.items()
+        if node.op.kind != "leaf" and (isinstance(home, Buffer) or home.space != "output")
+    )
+    working = (buffer.nbytes for buffer in storage.buffers if not buffer.nodes)
+    return sum(map(aligned, written)) + sum(map(aligned, working))
 
 
 def _lay_out(buffers: Sequence[Buffer], reuse: bool) -> dict[Buffer, int]:
