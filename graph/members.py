@@ -77,6 +77,7 @@ class Members:
         self._members: dict[Node, Member | None] = {}
 
     def resolve(self, node: Node) -> Strided:
+        """Where the node's elements lie, through all its views."""
         return resolve(node, self.views)
 
     def member(self, node: Node) -> Member | None:

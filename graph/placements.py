@@ -76,6 +76,7 @@ class Blocks:
         return cls(intervals, first, last, sizes, load, int(load.max()))
 
     def height(self, offsets: Sequence[int]) -> int:
+        """The bytes of an arena in which the blocks stand at `offsets`."""
         return int((np.asarray(offsets, dtype=np.int64) + self.sizes).max())
 
 

@@ -37,6 +37,7 @@ class State:
     name: str
 
     def array(self) -> Any:
+        """The storage that the tensor has now."""
         return self.tensor._value
 
 
@@ -48,6 +49,7 @@ class GradState:
     name: str
 
     def array(self) -> Any:
+        """The storage of the gradient, or None where there is none now."""
         gradient = self.tensor._grad
         return None if gradient is None else gradient._value
 
@@ -73,6 +75,7 @@ class Guard:
     value: Any
 
     def holds(self) -> bool:
+        """Whether the state is still what the captured function saw."""
         now = self.read()
         return now is self.value or (type(now) is type(self.value) and bool(now == self.value))
 
@@ -191,6 +194,7 @@ class Capture:
         self.scope = f"backward/{node.scope}" if node.scope else "backward"
 
     def leave_backward(self) -> None:
+        """Back to the scope that was left with `enter_backward`."""
         self.scope = self._backward.pop()[1]
 
     # ------------------------------------------------------------ writes and gradients
@@ -218,6 +222,7 @@ class Capture:
         return real
 
     def write_grad(self, tensor: Tensor, value: Tensor | None) -> None:
+        """`tensor.grad` is `value` from here on."""
         known = self._gradients.get(id(tensor))
         if known is None:
             self._gradients[id(tensor)] = _Written(tensor, value, False)

@@ -106,6 +106,7 @@ def is_array(leaf: Any) -> bool:
 
 
 def is_static(leaf: Any) -> bool:
+    """Whether the leaf is part of the program, not data: a bool, or neither array nor number."""
     return isinstance(leaf, bool) or not isinstance(leaf, Tensor | np.ndarray | int | float | np.generic)
 
 

@@ -175,4 +175,5 @@ def uniform(node: Node) -> Any:
 
 
 def is_floating(dtype: DType) -> bool:
+    """Whether `dtype` is a real floating dtype."""
     return dtype.kind == "f"

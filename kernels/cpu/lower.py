@@ -46,10 +46,12 @@ class Table:
         return self.size - 1
 
     def entry(self, place: Place) -> int:
+        """The position of an input, an output or a constant among the program's pointers."""
         before = {"input": 1, "output": 1 + self.inputs, "constant": 1 + self.inputs + self.outputs}
         return before[place.space] + place.index
 
     def address(self, place: Place, offset: int = 0) -> Address:
+        """Where a kernel finds the bytes at `offset` from the place."""
         if place.space == "arena":
             return Arena(place.offset + offset)
         return Argument(self.entry(place), place.offset + offset)
