@@ -49,8 +49,11 @@ class Optimizer:
     """
 
     counted: ClassVar[bool] = True  # whether a parameter's state has a counter, "step"
-    capture_exempt: ClassVar[tuple[str, ...]] = ("state", "cohorts", "layout")  # may change in a captured step
-    capture_exempt: ClassVar[tuple[str, ...]] = ("cohorts", "layout")  # a step that changes them compiles again
+    capture_exempt: ClassVar[tuple[str, ...]] = (
+        "state",
+        "cohorts",
+        "layout",
+    )  # a step that changes them compiles again
 
     def __init__(self, params: Iterable[Any], defaults: Mapping[str, Any]) -> None:
         self.defaults = dict(defaults)

@@ -1,0 +1,225 @@
+"""The same model and training step, dynamic and compiled.
+
+Both modes run the same ops, but a compiled kernel rounds differently from NumPy (its own exp, sums in another order),
+so values agree to a few roundings, not bit by bit: 1e-12 in float64, and 2e-5 in float32 after several steps.
+"""
+
+import numpy as np
+import pytest
+
+import staticgrad as sg
+from staticgrad import nn, optim
+from staticgrad.nn import functional as F  # noqa: N812
+
+ELEMENTWISE = {
+    "relu": {},
+    "relu6": {},
+    "leaky_relu": {},
+    "elu": {},
+    "selu": {},
+    "celu": {"alpha": 2.0},
+    "gelu": {},
+    "silu": {},
+    "mish": {},
+    "sigmoid": {},
+    "tanh": {},
+    "softplus": {"beta": 2.0},
+    "softsign": {},
+    "hardsigmoid": {},
+    "hardswish": {},
+    "hardtanh": {},
+    "logsigmoid": {},
+    "softmax": {"dim": 0},
+    "log_softmax": {"dim": -1},
+    "softmin": {"dim": 1},
+    "glu": {},
+}
+
+
+def activations(x):
+    x = x.detach().requires_grad_()
+    found = [getattr(F, name)(x, **options) for name, options in ELEMENTWISE.items()]
+    found.append(F.gelu(x, approximate="tanh"))
+    found.append(F.layer_norm(x, (8,)))
+    sum(sg.sum(out * out) for out in found).backward()
+    return [*[out.detach() for out in found], x.grad]
+
+
+def losses(x, y, labels):
+    x = x.detach().requires_grad_()
+    p, q, weight = F.sigmoid(x), F.softmax(y, dim=1), sg.arange(1, 5, dtype=x.dtype)
+    found = [
+        F.cross_entropy(x, labels),
+        F.cross_entropy(x, labels, weight=weight, label_smoothing=0.1),
+        F.cross_entropy(x, q, label_smoothing=0.1),
+        F.nll_loss(F.log_softmax(x, dim=1), labels),
+        F.mse_loss(x, y),
+        F.l1_loss(x, y),
+        F.smooth_l1_loss(x, y),
+        F.huber_loss(x, y),
+        F.binary_cross_entropy(p, q),
+        F.binary_cross_entropy_with_logits(x, q, pos_weight=weight),
+        F.kl_div(F.log_softmax(x, dim=1), q),
+    ]
+    sum(found).backward()
+    return [*[out.detach() for out in found], x.grad]
+
+
+def require_close(first, second, dtype):
+    rtol, atol = (2e-6, 2e-6) if dtype == "float32" else (1e-12, 1e-13)
+    for a, b in zip(first, second, strict=True):
+        a, b = np.asarray(a), np.asarray(b)
+        assert a.dtype == b.dtype == dtype
+        np.testing.assert_allclose(a, b, rtol=rtol, atol=atol * np.abs(b).max())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_activations_are_the_same(dtype):
+    x = np.random.default_rng(0).normal(size=(6, 8)).astype(dtype) * 4
+    x[0] = [-30, -3, -1, 0, 1, 3, 6, 30]
+    require_close(sg.compile(activations)(x), activations(sg.asarray(x)), dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_losses_are_the_same(dtype):
+    random = np.random.default_rng(0)
+    x, y = (random.normal(size=(6, 4)).astype(dtype) for _ in range(2))
+    labels = np.array([0, 3, -100, 2, 1, 1])
+    compiled = sg.compile(losses)
+    require_close(compiled(x, y, labels), losses(sg.asarray(x), sg.asarray(y), sg.asarray(labels)), dtype)
+
+
+# ---- training
+
+
+class Net(nn.Module):
+    """All layers, and a parameter that is never used."""
+
+    def __init__(self, dtype):
+        super().__init__()
+        self.table = nn.Embedding(7, 6, padding_idx=0, dtype=dtype)
+        self.body = nn.Sequential(
+            nn.Flatten(), nn.Linear(18, 16, dtype=dtype), nn.LayerNorm(16, dtype=dtype), nn.GELU(), nn.Dropout(0.2)
+        )
+        self.head = nn.Linear(16, 5, dtype=dtype)
+        self.unused = nn.Parameter(np.ones(3, dtype))
+
+    def forward(self, words):
+        return self.head(self.body(self.table(words)))
+
+
+OPTIMIZERS = [
+    (optim.SGD, {"lr": 0.1}),
+    (optim.SGD, {"lr": 0.1, "momentum": 0.9, "dampening": 0.5, "weight_decay": 0.01}),
+    (optim.SGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True}),
+    (optim.Adam, {"lr": 0.01, "amsgrad": True, "weight_decay": 0.01}),
+    (optim.AdamW, {"lr": 0.01}),
+    (optim.RMSprop, {"lr": 0.01, "momentum": 0.9}),
+    (optim.Adagrad, {"lr": 0.05, "lr_decay": 0.1}),
+]
+
+
+def training(compiled, kind, options, dtype, calls=6):
+    """The losses, the state at the end, and how often the step was compiled."""
+    sg.random.manual_seed(0)
+    model = Net(np.dtype(dtype))
+    groups = [{"params": [*model.table.parameters(), *model.body.parameters(), model.unused]}]
+    optimizer = kind([*groups, {"params": model.head.parameters(), "lr": options["lr"] / 2}], **options)
+    scheduler = optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+
+    def step(words, labels):
+        loss = F.cross_entropy(model(words), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        return loss
+
+    run = sg.compile(step) if compiled else step
+    random = np.random.default_rng(1)
+    found = []
+    for _ in range(calls):
+        words, labels = random.integers(0, 7, (8, 3)), random.integers(0, 5, 8)
+        found.append(run(sg.asarray(words), sg.asarray(labels)).item())
+        scheduler.step()
+    state = {name: tensor.numpy().copy() for name, tensor in model.state_dict().items()}
+    for number, entries in optimizer.state_dict()["state"].items():
+        state |= {f"{number}.{name}": tensor.numpy().copy() for name, tensor in entries.items()}
+    assert sg.random.get_state()[1] > 0
+    return found, state, run
+
+
+@pytest.mark.parametrize(("kind", "options"), OPTIMIZERS, ids=lambda value: getattr(value, "__name__", None))
+def test_training_is_the_same(kind, options):
+    losses_of_dynamic, dynamic, _ = training(False, kind, options, "float64")
+    stream = sg.random.get_state()
+    losses_of_static, static, run = training(True, kind, options, "float64")
+    np.testing.assert_array_equal(sg.random.get_state(), stream)
+    np.testing.assert_allclose(losses_of_static, losses_of_dynamic, rtol=1e-11)
+    assert static.keys() == dynamic.keys()
+    for name, value in static.items():
+        np.testing.assert_allclose(value, dynamic[name], rtol=1e-8, atol=1e-12, err_msg=name)
+    assert compiled_programs(run) == 1
+
+
+def test_training_is_the_same_in_single_precision():
+    losses_of_dynamic, dynamic, _ = training(False, optim.AdamW, {"lr": 0.01}, "float32")
+    losses_of_static, static, _ = training(True, optim.AdamW, {"lr": 0.01}, "float32")
+    np.testing.assert_allclose(losses_of_static, losses_of_dynamic, rtol=2e-5)
+    for name in ("head.weight", "body.1.weight"):
+        np.testing.assert_allclose(static[name], dynamic[name], atol=2e-4)
+
+
+def compiled_programs(run):
+    """How many programs a compiled function holds."""
+    return run.cache_info().misses
+
+
+def test_modes_and_options_are_followed():
+    """What Python state a step reads: the mode of dropout, the learning rate, momentum, a gradient that is missing."""
+    results = []
+    for compiled in (False, True):
+        sg.random.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 4, dtype=np.float64), nn.Dropout(0.5))
+        other = nn.Linear(4, 4, dtype=np.float64)
+        optimizer = optim.Adam([*model.parameters(), *other.parameters()], lr=0.1)
+
+        def step(x, both, model=model, other=other, optimizer=optimizer):
+            loss = sg.sum(model(x) ** 2)
+            if both:
+                loss = loss + sg.sum(other(x) ** 2)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        run = sg.compile(step, static_argnames=("both",)) if compiled else step
+        x, found = sg.asarray(np.arange(8.0).reshape(2, 4) / 8), []
+        order = (True, False, True, True, False)  # the counters part after the first step
+        found += [run(x, both=both).item() for both in order]
+        optimizer.param_groups[0]["lr"] = 0.01
+        optimizer.param_groups[0]["weight_decay"] = 0.5
+        found.append(run(x, both=True).item())
+        model.eval()
+        found.append(run(x, both=True).item())
+        model[1].p = 0.9
+        model.train()
+        found.append(run(x, both=True).item())
+        steps = [optimizer.state[parameter]["step"].item() for parameter in optimizer.param_groups[0]["params"]]
+        assert steps == [8, 8, 6, 6]
+        found += [tensor.detach().numpy() for tensor in (model[0].weight, other.weight)]
+        results.append(found)
+    for static, dynamic in zip(results[1], results[0], strict=True):
+        np.testing.assert_allclose(static, dynamic, rtol=1e-9)
+
+
+def test_a_loss_in_a_compiled_step_checks_its_labels():
+    def loss(x, labels):
+        return F.cross_entropy(x, labels)
+
+    run = sg.compile(loss)
+    x = np.zeros((3, 4), np.float32)
+    assert run(x, np.array([0, 1, -100])).item() == pytest.approx(np.log(4), rel=1e-6)
+    for label in (4, -1):
+        with pytest.raises(IndexError, match="take_along_axis"):
+            run(x, np.array([0, 1, label]))
