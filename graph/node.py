@@ -103,6 +103,9 @@ class Graph:
                 readers[operand].append(node)
         return {node: tuple(found) for node, found in readers.items()}
 
+    def __repr__(self) -> str:
+        return f"<graph of {len(self.nodes)} nodes, {len(self.inputs)} inputs, {len(self.outputs)} outputs>"
+
     def __str__(self) -> str:
         from staticgrad.graph.printer import format_graph
 

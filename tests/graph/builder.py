@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -109,62 +110,65 @@ class Choice:
 EVERYTHING = Choice()
 
 
-@st.composite
-def graphs(draw: st.DrawFn, choice: Choice = EVERYTHING, max_nodes: int = 25, updates: bool = True) -> Graph:
+def graphs(choice: Choice = EVERYTHING, steps: int = 40) -> st.SearchStrategy[Graph]:
     """Random graphs of one dtype and up to three small axes, with views, reductions, products and updates.
 
-    `max_nodes` is the number of steps; some of them make two nodes or none.
+    Hypothesis draws the seed and the number of steps, some of which make two nodes or none.
     """
-    builder = Builder()
-    shape = tuple(draw(st.lists(st.integers(1, 3), max_size=3)))
-    shapes = st.sampled_from((shape, shape, shape[1:], (1,) * len(shape[:1]) + shape[1:], shape[::-1]))
-    values = [builder.argument(draw(shapes), choice.dtype) for _ in range(draw(st.integers(1, 3)))]
-    states = [builder.state(draw(shapes), choice.dtype) for _ in range(draw(st.integers(0, 2)))]
+    return st.builds(random_graph, st.integers(0, 2**32), st.integers(steps // 4, steps), st.just(choice))
+
+
+def random_graph(seed: int, steps: int, choice: Choice = EVERYTHING) -> Graph:
+    """The graph that `seed` and `steps` stand for."""
+    r = Random(seed)
+    b = Builder()
+    shape = tuple(r.randint(1, 3) for _ in range(r.randint(0, 3)))
+    shapes = (shape, shape, shape[1:], (1,) * len(shape[:1]) + shape[1:], shape[::-1])
+    values = [b.argument(r.choice(shapes), choice.dtype) for _ in range(r.randint(1, 3))]
+    states = [b.state(r.choice(shapes), choice.dtype) for _ in range(r.randint(0, 2))]
     values += states
-    for _ in range(draw(st.integers(max_nodes // 3, max_nodes))):
-        values += _step(draw, builder, values, choice)
-    outputs = [*draw(st.lists(st.sampled_from(values), max_size=3)), values[-1]]
-    pairs = []
-    for state in states if updates else ():
-        fitting = [value for value in values if value.spec == state.spec]
-        if draw(st.booleans()):
-            pairs.append((state, draw(st.sampled_from(fitting))))
-    return builder.graph(*outputs, updates=pairs)
+    for _ in range(steps):
+        values += _step(r, b, values, choice)
+    read = {operand for value in values for operand in value.operands}
+    unread = [value for value in values if value not in read]
+    outputs = [*r.choices(values, k=r.randint(0, 2)), *(unread or values)[-4:]]
+    updates = [(state, r.choice([value for value in values if value.spec == state.spec])) for state in states]
+    return b.graph(*outputs, updates=[pair for pair in updates if r.random() < 0.5])
 
 
-def _step(draw: st.DrawFn, b: Builder, values: Sequence[Node], choice: Choice) -> list[Node]:
+def _step(r: Random, b: Builder, values: Sequence[Node], choice: Choice) -> list[Node]:
     """The nodes of one random step; none when it does not fit."""
-    kind = draw(st.sampled_from(choice.kinds))
-    x = draw(st.sampled_from(values[-2:] if draw(st.booleans()) else values))  # half of the steps make chains
+    kind = r.choice(choice.kinds)
+    x = r.choice(values[-2:] if r.random() < 0.5 else values)  # half of the steps make chains
     if kind == "unary":
-        return [b(draw(st.sampled_from(choice.unary)), x)]
+        return [b(r.choice(choice.unary), x)]
     if kind == "number":
-        number = b.constant(draw(st.sampled_from(choice.numbers)), choice.dtype)
-        operands = (x, number) if draw(st.booleans()) else (number, x)
-        return [b(draw(st.sampled_from(choice.binary)), *operands)]
+        number = b.constant(r.choice(choice.numbers), choice.dtype)
+        operands = (x, number) if r.random() < 0.5 else (number, x)
+        return [b(r.choice(choice.binary), *operands)]
     if kind == "reduction":
-        axis = tuple(sorted(draw(st.sets(st.integers(0, x.ndim - 1))))) if x.ndim else ()
-        return [b(draw(st.sampled_from(choice.reductions)), x, axis=axis)]
+        axis = tuple(i for i in range(x.ndim) if r.random() < 0.5)
+        return [b(r.choice(choice.reductions), x, axis=axis)]
     if kind == "view":
-        return _view(draw, b, x)
+        return _view(r, b, x)
     if kind == "cast":
-        dtype = draw(st.sampled_from(("float64", "float32", "bool")))
+        dtype = r.choice(("float64", "float32", "bool"))
         return [b("cast", b("cast", x, dtype=np.dtype(dtype)), dtype=np.dtype(choice.dtype))]
     if kind == "scan":
-        return [b("cumulative_sum", x, axis=draw(st.integers(0, x.ndim - 1)))] if x.ndim else []
-    y = draw(st.sampled_from(values))
+        return [b("cumulative_sum", x, axis=r.randint(0, x.ndim - 1))] if x.ndim else []
+    y = r.choice(values)
     if kind == "matmul":
-        return _product(draw, b, x, y)
+        return _product(r, b, x, y)
     if kind == "join":
-        return _join(draw, b, x, y)
+        return _join(r, b, x, y)
     if not _broadcast(x, y):
         return []
     if kind == "select":
-        condition = b(draw(st.sampled_from(("less", "equal", "not_equal"))), x, y)
-        if draw(st.booleans()):
+        condition = b(r.choice(("less", "equal", "not_equal")), x, y)
+        if r.random() < 0.5:
             condition = b("logical_not", condition)
         return [b("select", condition, x, y)]
-    return [b(draw(st.sampled_from(choice.binary)), x, y)]
+    return [b(r.choice(choice.binary), x, y)]
 
 
 def _broadcast(x: Node, y: Node) -> bool:
@@ -174,37 +178,37 @@ def _broadcast(x: Node, y: Node) -> bool:
         return False
 
 
-def _view(draw: st.DrawFn, b: Builder, x: Node) -> list[Node]:
-    kind = draw(st.sampled_from(("reshape", "flat", "permute", "swap", "broadcast", "slice")))
+def _view(r: Random, b: Builder, x: Node) -> list[Node]:
+    kind = r.choice(("reshape", "flat", "permute", "swap", "broadcast", "slice"))
     if kind == "flat":
         return [b("reshape", x, shape=(x.size,))]
     if kind == "reshape":
-        ones = draw(st.integers(0, x.ndim))
+        ones = r.randint(0, x.ndim)
         return [b("reshape", x, shape=(*x.shape[:ones], 1, *x.shape[ones:]))] if x.ndim < 3 else []
     if kind == "permute":
-        return [b("permute_dims", x, axes=tuple(draw(st.permutations(range(x.ndim)))))]
+        return [b("permute_dims", x, axes=tuple(r.sample(range(x.ndim), x.ndim)))]
     if kind == "swap":
         axes = (*range(x.ndim - 2), x.ndim - 1, x.ndim - 2)
         return [b("permute_dims", x, axes=axes)] if x.ndim >= 2 else []
     if kind == "broadcast":
-        stretched = tuple(draw(st.integers(1, 3)) if extent == 1 else extent for extent in x.shape)
-        return [b("broadcast_to", x, shape=stretched if x.ndim == 3 else (draw(st.integers(1, 3)), *stretched))]
-    return [_slice(draw, b, x)]
+        stretched = tuple(r.randint(1, 3) if extent == 1 else extent for extent in x.shape)
+        return [b("broadcast_to", x, shape=stretched if x.ndim == 3 else (r.randint(1, 3), *stretched))]
+    return [_slice(r, b, x)]
 
 
-def _slice(draw: st.DrawFn, b: Builder, x: Node) -> Node:
+def _slice(r: Random, b: Builder, x: Node) -> Node:
     start, stop, step = [], [], []
     for extent in x.shape:
-        stride = draw(st.sampled_from((1, 1, 2, -1)))
-        first = draw(st.integers(0, extent - 1))
+        stride = r.choice((1, 1, 2, -1))
+        first = r.randint(0, extent - 1)
         start.append(first)
-        stop.append(draw(st.integers(first + 1, extent)) if stride > 0 else draw(st.integers(-1, first - 1)))
+        stop.append(r.randint(first + 1, extent) if stride > 0 else r.randint(-1, first - 1))
         step.append(stride)
     return b("slice", x, start=tuple(start), stop=tuple(stop), step=tuple(step))
 
 
-def _product(draw: st.DrawFn, b: Builder, x: Node, y: Node) -> list[Node]:
-    flags = {"transpose_x": draw(st.booleans()), "transpose_y": draw(st.booleans())}
+def _product(r: Random, b: Builder, x: Node, y: Node) -> list[Node]:
+    flags = {"transpose_x": r.random() < 0.5, "transpose_y": r.random() < 0.5}
     if min(x.ndim, y.ndim) < 2:
         return []
     inner_x, inner_y = x.shape[-2 if flags["transpose_x"] else -1], y.shape[-1 if flags["transpose_y"] else -2]
@@ -212,10 +216,10 @@ def _product(draw: st.DrawFn, b: Builder, x: Node, y: Node) -> list[Node]:
     return [b("matmul", x, y, **flags)] if inner_x == inner_y and len(stacks) <= 1 else []
 
 
-def _join(draw: st.DrawFn, b: Builder, x: Node, y: Node) -> list[Node]:
+def _join(r: Random, b: Builder, x: Node, y: Node) -> list[Node]:
     if not x.ndim or x.ndim != y.ndim:
         return []
-    axis = draw(st.integers(0, x.ndim - 1))
+    axis = r.randint(0, x.ndim - 1)
     if any(m != n for i, (m, n) in enumerate(zip(x.shape, y.shape, strict=True)) if i != axis):
         return []
     joined = b("concat", x, y, axis=axis)

@@ -523,14 +523,14 @@ def check_normal_form(before: Graph) -> Graph:
     return after
 
 
-@settings(max_examples=150)
+@settings(max_examples=300)
 @given(graphs(BITWISE))
 def test_random_graphs_keep_every_bit(before: Graph) -> None:
     assert same_results(before, check_normal_form(before), arrays_for(before, 1, special=True))
 
 
-@settings(max_examples=150)
-@given(graphs(WHOLE, max_nodes=15))
+@settings(max_examples=300)
+@given(graphs(WHOLE, steps=20))
 def test_random_graphs_of_whole_numbers_keep_every_value(before: Graph) -> None:
     largest = 0.0
 
