@@ -27,6 +27,7 @@ class Registry(NamedTuple):
 
 
 def _no_forward(self: Module, *args: Any, **kwargs: Any) -> Any:
+    """What the module computes; every subclass defines it."""
     raise NotImplementedError(f"{type(self).__name__}: a module needs a forward method; define forward(self, ...)")
 
 
