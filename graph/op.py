@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-
 from staticgrad.graph.errors import DTypeError, ShapeError
 from staticgrad.graph.node import DType, Shape, Spec
 
@@ -201,6 +200,7 @@ dtype_classes: dict[str, Callable[[DType], bool]] = {
     "integer": _integer,
     "boolean": _boolean,
     "numeric": lambda dtype: _floating(dtype) or _integer(dtype),
+    "uint64": lambda dtype: dtype == np.uint64,
     "integer or boolean": lambda dtype: _integer(dtype) or _boolean(dtype),
     "any": lambda dtype: True,
 }
@@ -248,8 +248,8 @@ def elementwise(
     `scalar` holds one return expression in its operands and `vm` functions. `partials[i]` gives d out / d operand i
     from saved values (its keyword-only parameters), or is a whole rule if it takes the change as a positional
     parameter, or is one of the three answers. `result` is "same" (the operands' dtype), "boolean", "attribute" (the
-    node's attribute `dtype`), or the name of a dtype. Operands at the positions `free` keep a dtype of their own
-    (such as the condition of `select`).
+    node's attribute `dtype`), or the name of a dtype. Operands at the positions `free` are booleans and take no part
+    in promotion (such as the condition of `select`).
     """
     operands = tuple(n for n, p in inspect.signature(scalar).parameters.items() if p.kind is not p.KEYWORD_ONLY)
     typed = [i for i in range(len(operands)) if i not in free]
@@ -258,6 +258,8 @@ def elementwise(
         shape = broadcast_shapes(name, [spec.shape for spec in specs])
         common = specs[typed[0]].dtype
         require_dtype(name, common, dtype)
+        for i in free:
+            require_dtype(name, specs[i].dtype, "boolean")
         for i in typed[1:]:
             if specs[i].dtype != common:
                 raise DTypeError(f"{name}: operands must have one dtype; got {common} and {specs[i].dtype}")

@@ -16,7 +16,6 @@ class Context(threading.local):
     grad_enabled: bool = True
     inference: bool = False
     depth: int = 0
-    level: int = 0
 
 
 context = Context()

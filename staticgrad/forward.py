@@ -36,6 +36,9 @@ def push_forward(op: Op, operands: Sequence[Tensor], attributes: Mapping[str, An
         tangent = _tangent(op, primals, tangents, attributes, out)
         if tangent is not None:
             out._tangents = {**(out._tangents or {}), level: _stretched(tangent, out.shape)}
+    node = out.grad_fn
+    if node is not None and node.result is not None:  # the tape saved the result before it had its tangents
+        node.result._tangents = out._tangents
 
 
 def _stretched(tangent: Tensor, shape: Shape) -> Tensor:
@@ -47,14 +50,16 @@ def _tangent(
     op: Op, primals: list[Tensor], tangents: list[Tensor | None], attributes: Mapping[str, Any], out: Tensor
 ) -> Tensor | None:
     if op.linear == "joint":
-        filled = [t if t is not None else x * 0 for x, t in zip(primals, tangents, strict=True)]
+        from staticgrad.array.creation import zeros
+
+        filled = [t if t is not None else zeros(x.shape, dtype=x.dtype) for x, t in zip(primals, tangents, strict=True)]
         joint: Tensor = op(*filled, **attributes)
         return joint
     total: Tensor | None = None
     for i, tangent in enumerate(tangents):
         part = None if tangent is None else _part(op, primals, tangent, i, attributes, out)
         if part is not None:
-            total = part if total is None else total + _stretched(part, total.shape)
+            total = part if total is None else total + part
     return total
 
 

@@ -35,6 +35,7 @@ Scalar = bool | int | float
 DEFAULT_FLOAT: DType = np.dtype(np.float32)
 DEFAULT_INT: DType = np.dtype(np.int64)
 _SUPPORTED_KINDS = "biuf"
+INFERENCE_VERSION = [0]  # the one version of all results of inference_mode(), by which they are known
 
 
 class Tensor:
@@ -621,9 +622,7 @@ def _operands(op: Op, given: Sequence[Any]) -> list[Tensor]:
     """The operands as Tensors of one dtype where the op wants one."""
     operands = [x if type(x) is Tensor else as_operand(op.name, x) for x in given]
     if not op.promotes:
-        return [
-            x if isinstance(x, Tensor) and not x._weak else _settled(op.name, x) for x in operands
-        ]
+        return [x if isinstance(x, Tensor) and not x._weak else _settled(op.name, x) for x in operands]
     typed = [x for i, x in enumerate(operands) if i not in op.free] if op.free else operands
     first = typed[0]
     if all(isinstance(x, Tensor) and not x._weak and x._value.dtype == first._value.dtype for x in typed):  # type: ignore[union-attr]
@@ -684,6 +683,8 @@ def bind(op: Op, operands: Sequence[Any], attributes: dict[str, Any]) -> Tensor:
         out._weak = True
     if op.kind == "view":
         out._version = tensors[0]._version
+    elif context.inference:
+        out._version = INFERENCE_VERSION
     if spec.dtype.kind == "f":
         for t in tensors:
             if t._requires_grad and context.grad_enabled:
@@ -773,5 +774,3 @@ def alias(x: Tensor) -> Tensor:
     out._weak = x._weak
     out._tangents = dict(x._tangents) if x._tangents else None
     return out
-
-

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,8 +17,9 @@ from staticgrad.forward import below
 from staticgrad.graph.errors import DerivativeError, DTypeError, ShapeError
 from staticgrad.graph.op import structural
 from staticgrad.tensor import Tensor, alias
-from staticgrad.tree import TreeDef, tree_flatten, tree_unflatten
+from staticgrad.tree import TreeDef, tree_flatten, tree_map, tree_unflatten
 
+_levels = itertools.count()  # never used twice, so that a dual number kept from an earlier jvp means nothing later
 Pullback = Callable[[Any], tuple[Any, ...]]
 
 
@@ -41,7 +43,9 @@ def _argument(x: Any, name: str) -> Tensor:
     """A fresh place on the tape for `x`, from which outer derivatives still reach x."""
     tensor = x if isinstance(x, Tensor) else asarray(x)
     if tensor.dtype.kind != "f":
-        raise DTypeError(f"{name}: derivatives are taken for floating arguments; got {tensor.spec}; convert with astype")
+        raise DTypeError(
+            f"{name}: derivatives are taken for floating arguments; got {tensor.spec}; convert with astype"
+        )
     fresh = alias(tensor)
     if tensor._requires_grad:
         node = TapeNode(_identity, {}, [tensor.gradient_edge()], [tensor.spec])
@@ -102,7 +106,9 @@ def _of_python(transform: Callable[..., Any], f: Callable[..., Any], *options: A
     return transformed
 
 
-def value_and_grad(f: Callable[..., Any], argnums: int | Sequence[int] = 0, has_aux: bool = False) -> Callable[..., Any]:
+def value_and_grad(
+    f: Callable[..., Any], argnums: int | Sequence[int] = 0, has_aux: bool = False
+) -> Callable[..., Any]:
     """The function that returns (f(…), df/d(argument)); see `grad`."""
     python, compile_again = _unwrap(f)
     positions = (argnums,) if isinstance(argnums, int) else tuple(argnums)
@@ -112,6 +118,8 @@ def value_and_grad(f: Callable[..., Any], argnums: int | Sequence[int] = 0, has_
         for position in positions:
             if not -len(args) <= position < len(args):
                 raise DerivativeError(f"grad: argnums {argnums} but the function was called with {len(args)} arguments")
+        if len({position % len(args) for position in positions}) < len(positions):
+            raise DerivativeError(f"grad: argnums must name each argument once; got {argnums}")
         with _nested():
             replaced, leaves, structures = _fresh(args, positions, "grad")
             out = python(*replaced, **kwargs)
@@ -121,7 +129,7 @@ def value_and_grad(f: Callable[..., Any], argnums: int | Sequence[int] = 0, has_
         gradients = _split([_settled(x, leaves) for x in found], structures)
         result = gradients[0] if isinstance(argnums, int) else tuple(gradients)
         settled = _settled(value, leaves)
-        return ((settled, out[1]) if has_aux else settled), result
+        return ((settled, _settled_tree(out[1], leaves)) if has_aux else settled), result
 
     return compile_again(both)
 
@@ -191,6 +199,10 @@ def _settled(value: Tensor, leaves: Sequence[Tensor]) -> Tensor:
     return out
 
 
+def _settled_tree(tree: Any, leaves: Sequence[Tensor]) -> Any:
+    return tree_map(lambda x: _settled(x, leaves) if isinstance(x, Tensor) else x, tree)
+
+
 def vjp(f: Callable[..., Any], *primals: Any) -> tuple[Any, Pullback]:
     """(f(*primals), pullback), where pullback(ct) gives the cotangents of all primals as a tuple, as `jax.vjp`.
 
@@ -239,14 +251,12 @@ def jvp(f: Callable[..., Any], primals: Sequence[Any], tangents: Sequence[Any]) 
     directions, found = tree_flatten(tuple(tangents))
     if found != structure:
         raise DerivativeError(f"jvp: tangents must have the structure of primals {structure}; got {found}")
-    context.level += 1
     context.depth += 1
-    level = context.level
+    level = next(_levels)
     try:
         duals = [_dual(x, t, level) for x, t in zip(given, directions, strict=True)]
         outputs, result = tree_flatten(python(*tree_unflatten(structure, duals)))
     finally:
-        context.level -= 1
         context.depth -= 1
     values, changes = [], []
     for out in outputs:

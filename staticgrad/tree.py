@@ -23,8 +23,7 @@ class TreeDef:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, TreeDef) and (
-            self is other
-            or (self.kind, self.meta, self.children) == (other.kind, other.meta, other.children)
+            self is other or (self.kind, self.meta, self.children) == (other.kind, other.meta, other.children)
         )
 
     def __hash__(self) -> int:

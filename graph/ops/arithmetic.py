@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
-
-from staticgrad.graph.op import ZERO, ErrorSample, Interval, NotDifferentiable, elementwise
 from staticgrad.graph.errors import DTypeError, ShapeError
+from staticgrad.graph.op import ZERO, ErrorSample, Interval, NotDifferentiable, Sample, elementwise
 from staticgrad.graph.ops import numpy_math as vm
 
 DISCRETE = NotDifferentiable("the result is an integer or a boolean")
 ANY = Interval(-3.0, 3.0)
+SPECIAL = (0.0, -0.0, 1.0, -2.5, 1e30, -1e30, math.inf, -math.inf, math.nan)
 
 
 def rejects_dtype(dtype: str, count: int = 1) -> ErrorSample:
@@ -19,9 +20,14 @@ def rejects_dtype(dtype: str, count: int = 1) -> ErrorSample:
     return ErrorSample((np.ones(3, dtype),) * count, {}, DTypeError, "dtype")
 
 
-def rejects_shapes(first: tuple[int, ...] = (2, 3), second: tuple[int, ...] = (4,)) -> ErrorSample:
-    """Two operands that do not broadcast must raise ShapeError."""
-    return ErrorSample((np.ones(first), np.ones(second)), {}, ShapeError, "broadcast")
+def rejects_shapes_of(x: np.ndarray[Any, Any]) -> ErrorSample:
+    """x and an operand of four elements that does not broadcast with it must raise ShapeError."""
+    return ErrorSample((x, np.ones(4, x.dtype)), {}, ShapeError, "broadcast")
+
+
+def rejects_shapes() -> ErrorSample:
+    """Two floating operands that do not broadcast must raise ShapeError."""
+    return rejects_shapes_of(np.ones((2, 3)))
 
 
 # ---------------------------------------------------------------- arithmetic
@@ -71,16 +77,51 @@ def _d_div_y(change: Any, *, y: Any, out: Any) -> Any:
     return -(change * out) / y
 
 
-neg = elementwise("neg", scalar=_neg, partials=(_minus_one,), dtype="numeric", domain=(ANY,), errors=(rejects_dtype("bool"),))
-add = elementwise(
-    "add", scalar=_add, partials=(_one, _one), dtype="numeric", commutative=True, domain=(ANY, ANY), errors=(rejects_shapes(),)
+neg = elementwise(
+    "neg",
+    scalar=_neg,
+    partials=(_minus_one,),
+    dtype="numeric",
+    domain=(ANY,),
+    special=SPECIAL,
+    errors=(rejects_dtype("bool"),),
 )
-sub = elementwise("sub", scalar=_sub, partials=(_one, _minus_one), dtype="numeric", domain=(ANY, ANY), errors=(rejects_shapes(),))
+add = elementwise(
+    "add",
+    scalar=_add,
+    partials=(_one, _one),
+    dtype="numeric",
+    commutative=True,
+    domain=(ANY, ANY),
+    special=SPECIAL,
+    errors=(rejects_shapes(),),
+)
+sub = elementwise(
+    "sub",
+    scalar=_sub,
+    partials=(_one, _minus_one),
+    dtype="numeric",
+    domain=(ANY, ANY),
+    special=SPECIAL,
+    errors=(rejects_shapes(),),
+)
 mul = elementwise(
-    "mul", scalar=_mul, partials=(_d_mul_x, _d_mul_y), dtype="numeric", commutative=True, domain=(ANY, ANY), errors=(rejects_shapes(),)
+    "mul",
+    scalar=_mul,
+    partials=(_d_mul_x, _d_mul_y),
+    dtype="numeric",
+    commutative=True,
+    domain=(ANY, ANY),
+    special=SPECIAL,
+    errors=(rejects_shapes(),),
 )
 div = elementwise(
-    "div", scalar=_div, partials=(_d_div_x, _d_div_y), domain=(ANY, Interval(0.5, 3.0)), errors=(rejects_shapes(), rejects_dtype("int32", 2))
+    "div",
+    scalar=_div,
+    partials=(_d_div_x, _d_div_y),
+    domain=(ANY, Interval(0.5, 3.0)),
+    special=SPECIAL,
+    errors=(rejects_shapes(), rejects_dtype("int32", 2)),
 )
 
 
@@ -107,12 +148,31 @@ def _d_fmod_y(*, x: Any, y: Any) -> Any:
 
 
 floor_divide = elementwise(
-    "floor_divide", scalar=_floor_divide, partials=(ZERO, ZERO), dtype="numeric", domain=(ANY, Interval(0.5, 3.0)), errors=(rejects_shapes(),)
+    "floor_divide",
+    scalar=_floor_divide,
+    partials=(ZERO, ZERO),
+    dtype="numeric",
+    domain=(ANY, Interval(0.5, 3.0)),
+    special=SPECIAL,
+    errors=(rejects_shapes(),),
 )
 remainder = elementwise(
-    "remainder", scalar=_remainder, partials=(_one, _d_remainder_y), dtype="numeric", domain=(ANY, Interval(0.5, 3.0)), errors=(rejects_shapes(),)
+    "remainder",
+    scalar=_remainder,
+    partials=(_one, _d_remainder_y),
+    dtype="numeric",
+    domain=(ANY, Interval(0.5, 3.0)),
+    special=SPECIAL,
+    errors=(rejects_shapes(),),
 )
-fmod = elementwise("fmod", scalar=_fmod, partials=(_one, _d_fmod_y), domain=(ANY, Interval(0.5, 3.0)), errors=(rejects_shapes(),))
+fmod = elementwise(
+    "fmod",
+    scalar=_fmod,
+    partials=(_one, _d_fmod_y),
+    domain=(ANY, Interval(0.5, 3.0)),
+    special=SPECIAL,
+    errors=(rejects_shapes(),),
+)
 
 
 def _maximum(x: Any, y: Any) -> Any:
@@ -133,10 +193,24 @@ def _d_maximum_y(change: Any, *, x: Any, y: Any) -> Any:
 
 
 maximum = elementwise(
-    "maximum", scalar=_maximum, partials=(_d_maximum_x, _d_maximum_y), dtype="numeric", commutative=True, domain=(ANY, ANY), errors=(rejects_shapes(),)
+    "maximum",
+    scalar=_maximum,
+    partials=(_d_maximum_x, _d_maximum_y),
+    dtype="numeric",
+    commutative=True,
+    domain=(ANY, ANY),
+    special=SPECIAL,
+    errors=(rejects_shapes(),),
 )
 minimum = elementwise(
-    "minimum", scalar=_minimum, partials=(_d_maximum_y, _d_maximum_x), dtype="numeric", commutative=True, domain=(ANY, ANY), errors=(rejects_shapes(),)
+    "minimum",
+    scalar=_minimum,
+    partials=(_d_maximum_y, _d_maximum_x),
+    dtype="numeric",
+    commutative=True,
+    domain=(ANY, ANY),
+    special=SPECIAL,
+    errors=(rejects_shapes(),),
 )
 
 
@@ -145,7 +219,7 @@ def _copysign(x: Any, y: Any) -> Any:
 
 
 def _d_copysign_x(change: Any, *, x: Any, y: Any) -> Any:
-    return copysign(change, y) * sign_of(change) * sign_of(x)
+    return change * (sign_of(x) * copysign(1.0, y))
 
 
 def _abs(x: Any) -> Any:
@@ -160,9 +234,32 @@ def _d_abs(*, x: Any) -> Any:
     return sign_of(x)
 
 
-absolute = elementwise("abs", scalar=_abs, partials=(_d_abs,), dtype="numeric", domain=(Interval(0.1, 3.0),), errors=(rejects_dtype("bool"),))
-sign_of = elementwise("sign", scalar=_sign, partials=(ZERO,), dtype="numeric", domain=(Interval(0.1, 3.0),), errors=(rejects_dtype("bool"),))
-copysign = elementwise("copysign", scalar=_copysign, partials=(_d_copysign_x, ZERO), domain=(Interval(0.1, 3.0), Interval(0.1, 3.0)), errors=(rejects_shapes(),))
+absolute = elementwise(
+    "abs",
+    scalar=_abs,
+    partials=(_d_abs,),
+    dtype="numeric",
+    domain=(Interval(0.1, 3.0),),
+    special=SPECIAL,
+    errors=(rejects_dtype("bool"),),
+)
+sign_of = elementwise(
+    "sign",
+    scalar=_sign,
+    partials=(ZERO,),
+    dtype="numeric",
+    domain=(Interval(0.1, 3.0),),
+    special=SPECIAL,
+    errors=(rejects_dtype("bool"),),
+)
+copysign = elementwise(
+    "copysign",
+    scalar=_copysign,
+    partials=(_d_copysign_x, ZERO),
+    domain=(Interval(0.1, 3.0), Interval(0.1, 3.0)),
+    special=SPECIAL,
+    errors=(rejects_shapes(),),
+)
 
 
 # ---------------------------------------------------------------- comparison
@@ -201,6 +298,7 @@ def _comparison(name: str, scalar: Any, *, dtype: str = "numeric", commutative: 
         result="boolean",
         commutative=commutative,
         domain=(ANY, ANY),
+        special=SPECIAL,
         errors=(rejects_shapes(),),
     )
 
@@ -244,14 +342,25 @@ def _right_shift(x: Any, y: Any) -> Any:
     return vm.right_shift(x, y)
 
 
+_BITS = (np.array([[-7, 0, 5], [127, -128, 1]], np.int8), np.array([[0], [3]], np.int8))
+_TRUTH = (np.array([True, True, False, False]), np.array([True, False, True, False]))
+
+
 def _discrete(name: str, scalar: Any, count: int, dtype: str, commutative: bool = False) -> Any:
+    def samples() -> list[Sample]:
+        truth = [Sample(_TRUTH[:count])] if "boolean" in dtype else []
+        if dtype == "boolean":
+            return truth
+        return truth + [Sample(tuple(x.astype(t) for x in _BITS[:count])) for t in ("int8", "int64", "uint16")]
+
     return elementwise(
         name,
         scalar=scalar,
         partials=(DISCRETE,) * count,
         dtype=dtype,
         commutative=commutative,
-        errors=(rejects_dtype("float32", count),),
+        samples=samples,
+        errors=(rejects_dtype("float32", count),) + ((rejects_shapes_of(_BITS[0]),) if count == 2 else ()),
     )
 
 
@@ -286,7 +395,11 @@ select = elementwise(
     dtype="any",
     free=(0,),
     domain=(ANY, ANY, ANY),
-    errors=(ErrorSample((np.ones(3, bool), np.ones(3), np.ones(4)), {}, ShapeError, "broadcast"),),
+    special=SPECIAL,
+    errors=(
+        ErrorSample((np.ones(3, bool), np.ones(3), np.ones(4)), {}, ShapeError, "broadcast"),
+        ErrorSample((np.ones(3), np.ones(3), np.ones(3)), {}, DTypeError, "boolean"),
+    ),
 )
 
 
@@ -302,6 +415,13 @@ def _d_cast(change: Any, *, x_dtype: Any) -> Any:
     return cast(change, dtype=x_dtype)
 
 
+def _cast_samples() -> list[Sample]:
+    x = np.array([[-2.75, -0.0, 0.5], [1.0, 3.25, 100.0]])
+    targets = [Sample((x,), {"dtype": np.dtype(name)}) for name in ("float64", "float32", "int8", "int64", "bool")]
+    sources = [Sample((x.astype(name),), {"dtype": np.dtype("float64")}) for name in ("float32", "int16", "bool")]
+    return targets + sources
+
+
 cast = elementwise(
     "cast",
     scalar=_cast,
@@ -309,5 +429,6 @@ cast = elementwise(
     partials=(_d_cast,),
     dtype="any",
     result="attribute",
-    domain=(ANY,),
+    samples=_cast_samples,
+    exempt={"errors": "every dtype converts to every other; the public astype checks the dtype asked for"},
 )

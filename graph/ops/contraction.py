@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-
 from staticgrad.graph.errors import DTypeError, ShapeError
 from staticgrad.graph.node import Spec
 from staticgrad.graph.op import ErrorSample, Sample, broadcast_shapes, require_dtype, structural
@@ -36,7 +35,9 @@ def _matmul_reference(x: Any, y: Any, *, transpose_x: bool = False, transpose_y:
     return np.matmul(np.swapaxes(x, -1, -2) if transpose_x else x, np.swapaxes(y, -1, -2) if transpose_y else y)
 
 
-def _matmul_back_x(cotangent: Any, *, y: Any, x_shape: Any, transpose_x: bool = False, transpose_y: bool = False) -> Any:
+def _matmul_back_x(
+    cotangent: Any, *, y: Any, x_shape: Any, transpose_x: bool = False, transpose_y: bool = False
+) -> Any:
     if transpose_x:
         product = matmul(y, cotangent, transpose_x=transpose_y, transpose_y=True)
     else:
@@ -44,7 +45,9 @@ def _matmul_back_x(cotangent: Any, *, y: Any, x_shape: Any, transpose_x: bool = 
     return sum_to(product, x_shape)
 
 
-def _matmul_back_y(cotangent: Any, *, x: Any, y_shape: Any, transpose_x: bool = False, transpose_y: bool = False) -> Any:
+def _matmul_back_y(
+    cotangent: Any, *, x: Any, y_shape: Any, transpose_x: bool = False, transpose_y: bool = False
+) -> Any:
     if transpose_y:
         product = matmul(cotangent, x, transpose_x=True, transpose_y=transpose_x)
     else:

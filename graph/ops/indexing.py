@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-
 from staticgrad.graph.errors import DTypeError, IndexRangeError, ShapeError
 from staticgrad.graph.node import Shape, Spec
 from staticgrad.graph.op import ErrorSample, NotDifferentiable, Sample, require_dtype, structural
@@ -163,7 +162,9 @@ def _scatter_along_spec(x: Spec, indices: Spec, *, size: int, axis: int) -> Spec
     require_dtype("scatter_add_along_axis", x.dtype, "numeric")
     _require_axis("scatter_add_along_axis", x.shape, axis)
     if x.shape != indices.shape:
-        raise ShapeError(f"scatter_add_along_axis: operand and indices must have one shape; got {x.shape} and {indices.shape}")
+        raise ShapeError(
+            f"scatter_add_along_axis: operand and indices must have one shape; got {x.shape} and {indices.shape}"
+        )
     return Spec((*x.shape[:axis], size, *x.shape[axis + 1 :]), x.dtype)
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-
-from staticgrad.graph.op import NotDifferentiable, Sample, elementwise
+from staticgrad.graph.errors import DTypeError, ShapeError
+from staticgrad.graph.op import ErrorSample, NotDifferentiable, Sample, elementwise
 from staticgrad.graph.ops import numpy_math as vm
 
 _BITS = NotDifferentiable("random bits do not vary with their key")
@@ -21,7 +21,10 @@ def _random_bits(key: Any, counter: Any) -> Any:
 
 def _samples() -> list[Sample]:
     counter = np.arange(7, dtype=np.uint64)
-    return [Sample((np.array(5, np.uint64), counter), {}), Sample((np.array(2**63 + 1, np.uint64), counter + 2**40), {})]
+    return [
+        Sample((np.array(5, np.uint64), counter), {}),
+        Sample((np.array(2**63 + 1, np.uint64), counter + 2**40), {}),
+    ]
 
 
 # key and counter uint64, 64 random bits each.
@@ -29,7 +32,11 @@ random_bits = elementwise(
     "random_bits",
     scalar=_random_bits,
     partials=(_BITS, _BITS),
-    dtype="integer",
+    dtype="uint64",
     promotes=False,
     samples=_samples,
+    errors=(
+        ErrorSample((np.ones(3, np.int64), np.ones(3, np.int64)), {}, DTypeError, "uint64"),
+        ErrorSample((np.ones(3, np.uint64), np.ones(4, np.uint64)), {}, ShapeError, "broadcast"),
+    ),
 )

@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-
-from staticgrad.graph.errors import ShapeError
+from staticgrad.graph.errors import DTypeError, ShapeError
 from staticgrad.graph.node import Shape, Spec
 from staticgrad.graph.op import ErrorSample, NotDifferentiable, Sample, require_dtype, structural
-from staticgrad.graph.ops.arithmetic import cast, select
+from staticgrad.graph.ops.arithmetic import cast
 from staticgrad.graph.ops.shape import broadcast_to, reshape
 
-X = (np.arange(24.0).reshape(2, 3, 4) * 7 % 11) / 5 - 0.9
+X = (np.arange(24.0).reshape(2, 3, 4) * 7 % 24) / 9 - 1.05  # no ties, so that extremes are differentiable
 
 
 def kept_shape(shape: Shape, axis: Sequence[int]) -> Shape:
@@ -24,7 +23,9 @@ def kept_shape(shape: Shape, axis: Sequence[int]) -> Shape:
 
 def _reduced(name: str, x: Spec, axis: Sequence[int], *, empty: bool) -> Shape:
     if list(axis) != sorted(set(axis)) or any(not 0 <= i < len(x.shape) for i in axis):
-        raise ShapeError(f"{name}: axes must be distinct and within the {len(x.shape)} axes of {x.shape}; got {tuple(axis)}")
+        raise ShapeError(
+            f"{name}: axes must be distinct and within the {len(x.shape)} axes of {x.shape}; got {tuple(axis)}"
+        )
     if not empty and math.prod(x.shape[i] for i in axis) == 0:
         raise ShapeError(f"{name}: no value exists over an empty axis; got shape {x.shape}, axis {tuple(axis)}")
     return tuple(extent for i, extent in enumerate(x.shape) if i not in axis)
@@ -36,10 +37,24 @@ def _spread(value: Any, shape: Shape, axis: Sequence[int]) -> Any:
 
 
 def _samples() -> list[Sample]:
-    return [Sample((X,), {"axis": axis}) for axis in ((2,), (0,), (1,), (0, 2), (0, 1, 2), (1, 2))]
+    whole = [Sample((X,), {"axis": axis}) for axis in ((2,), (0,), (1,), (0, 2), (0, 1, 2), (1, 2), ())]
+    return [*whole, Sample((X[0, 0, 0],), {"axis": ()}), Sample((X[:, :0],), {"axis": (0, 2)})]
+
+
+def _total_samples() -> list[Sample]:
+    """With reductions over no elements, which have a value where there is a neutral element."""
+    return [*_samples(), Sample((X[:, :0],), {"axis": (1,)}), Sample((X[:, :0],), {"axis": (0, 1, 2)})]
+
+
+def _prod_samples() -> list[Sample]:
+    """With one and with two zeros in a row, where dividing the product by an element would not do."""
+    zeros = X.copy()
+    zeros[0, 1, 2] = zeros[1, 0, 0] = zeros[1, 0, 3] = 0.0
+    return [*_total_samples(), Sample((zeros,), {"axis": (2,)}), Sample((X[:, :, :1],), {"axis": (2,)})]
 
 
 _BAD_AXIS = ErrorSample((X,), {"axis": (3,)}, ShapeError, "within the 3 axes")
+_BAD_AXIS_OF_BOOLEANS = ErrorSample((X > 0,), {"axis": (0, 0)}, ShapeError, "distinct")
 _EMPTY = ErrorSample((X[:0],), {"axis": (0,)}, ShapeError, "empty axis")
 
 
@@ -63,7 +78,7 @@ sum_ = structural(
     vjp=(_sum_back,),
     linear="each",
     kind="reduction",
-    samples=_samples,
+    samples=_total_samples,
     errors=(_BAD_AXIS,),
 )
 
@@ -87,7 +102,8 @@ def _product_of_others(x: Any, axis: tuple[int, ...]) -> Any:
     count = math.prod(shape[i] for i in axis)
     rows = math.prod(shape[i] for i in others)
     flat = reshape(permute_dims(x, axes=order), shape=(rows, count))
-    ones = slice_(flat, start=(0, 0), stop=(rows, 1), step=(1, 1)) * 0 + 1
+    first = slice_(flat, start=(0, 0), stop=(rows, min(count, 1)), step=(1, 1))
+    ones = cast((first == first) | (first != first), dtype=x.dtype)  # ones also where an element is NaN
 
     def shifted(value: Any, by: int, back: bool) -> Any:
         fill = broadcast_to(ones, shape=(rows, by))
@@ -102,7 +118,7 @@ def _product_of_others(x: Any, axis: tuple[int, ...]) -> Any:
             reach *= 2
         return product
 
-    result = exclusive(False) * exclusive(True) if count > 1 else broadcast_to(ones, shape=(rows, count))
+    result = exclusive(False) * exclusive(True) if count > 1 else ones
     back_order = tuple(int(i) for i in np.argsort(order))
     return permute_dims(reshape(result, shape=tuple(shape[i] for i in order)), axes=back_order)
 
@@ -123,7 +139,7 @@ prod = structural(
     vjp=(_prod_back,),
     jvp=(_prod_forward,),
     kind="reduction",
-    samples=_samples,
+    samples=_prod_samples,
     errors=(_BAD_AXIS,),
 )
 
@@ -217,7 +233,7 @@ def _arg(name: str, function: Any) -> Any:
         vjp=(_DISCRETE,),
         jvp=(_DISCRETE,),
         kind="reduction",
-        samples=lambda: [Sample((X,), {"axis": (i,)}) for i in range(3)],
+        samples=lambda: [Sample((X,), {"axis": (i,)}) for i in range(3)] + [Sample((X[:, :0],), {"axis": (2,)})],
         errors=(_BAD_AXIS, _EMPTY),
     )
 
@@ -231,8 +247,11 @@ def _logical(name: str, function: Any) -> Any:
         vjp=(_DISCRETE,),
         jvp=(_DISCRETE,),
         kind="reduction",
-        samples=lambda: [Sample((X > 0,), {"axis": axis}) for axis in ((0,), (2,), (0, 1, 2))],
-        errors=(ErrorSample((X,), {"axis": (0,)}, TypeError, "boolean"),),
+        samples=lambda: (
+            [Sample((X > 0,), {"axis": axis}) for axis in ((0,), (2,), (0, 1, 2), ())]
+            + [Sample((X[:, :0] > 0,), {"axis": (1,)})]
+        ),
+        errors=(ErrorSample((X,), {"axis": (0,)}, DTypeError, "boolean"), _BAD_AXIS_OF_BOOLEANS),
     )
 
 

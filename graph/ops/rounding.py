@@ -10,6 +10,7 @@ from staticgrad.graph.ops import numpy_math as vm
 from staticgrad.graph.ops.arithmetic import DISCRETE, rejects_dtype
 
 ANY = Interval(-3.0, 3.0)
+BETWEEN = Interval(1.55, 1.95)  # where no rounding jumps
 SPECIAL = (0.0, -0.0, 0.5, 1.5, -0.5, 1e30, math.inf, -math.inf, math.nan)
 
 
@@ -43,7 +44,7 @@ def _isfinite(x: Any) -> Any:
 
 def _rounding(name: str, scalar: Any) -> Any:
     return elementwise(
-        name, scalar=scalar, partials=(ZERO,), domain=(ANY,), special=SPECIAL, errors=(rejects_dtype("int32"),)
+        name, scalar=scalar, partials=(ZERO,), domain=(BETWEEN,), special=SPECIAL, errors=(rejects_dtype("int32"),)
     )
 
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-
 from staticgrad.graph.errors import DTypeError, ShapeError
 from staticgrad.graph.node import Shape, Spec
 from staticgrad.graph.op import ErrorSample, Sample, structural
@@ -46,7 +45,12 @@ reshape = structural(
     vjp=(_reshape_back,),
     linear="each",
     kind="view",
-    samples=lambda: [Sample((X,), {"shape": (6, 4)}), Sample((X,), {"shape": (24,)}), Sample((X[:1, 0, 0],), {"shape": ()})],
+    samples=lambda: [
+        Sample((X,), {"shape": (6, 4)}),
+        Sample((X,), {"shape": (24,)}),
+        Sample((X[:1, 0, 0],), {"shape": ()}),
+        Sample((X[:, :0],), {"shape": (5, 0)}),
+    ],
     errors=(ErrorSample((X,), {"shape": (5, 5)}, ShapeError, "number of elements"),),
 )
 
@@ -56,7 +60,9 @@ reshape = structural(
 
 def _permute_spec(x: Spec, *, axes: tuple[int, ...]) -> Spec:
     if sorted(axes) != list(range(len(x.shape))):
-        raise ShapeError(f"permute_dims: axes must be an order of 0..{len(x.shape) - 1}; got {axes} for shape {x.shape}")
+        raise ShapeError(
+            f"permute_dims: axes must be an order of 0..{len(x.shape) - 1}; got {axes} for shape {x.shape}"
+        )
     return Spec(tuple(x.shape[axis] for axis in axes), x.dtype)
 
 
@@ -72,7 +78,12 @@ permute_dims = structural(
     vjp=(_permute_back,),
     linear="each",
     kind="view",
-    samples=lambda: [Sample((X,), {"axes": (2, 0, 1)}), Sample((X[0],), {"axes": (1, 0)})],
+    samples=lambda: [
+        Sample((X,), {"axes": (2, 0, 1)}),
+        Sample((X[0],), {"axes": (1, 0)}),
+        Sample((X[0, 0, 0],), {"axes": ()}),
+        Sample((X[:, :0],), {"axes": (1, 0, 2)}),
+    ],
     errors=(ErrorSample((X,), {"axes": (0, 0, 1)}, ShapeError, "order of"),),
 )
 
@@ -83,7 +94,9 @@ permute_dims = structural(
 def _broadcast_spec(x: Spec, *, shape: Shape) -> Spec:
     padded = (1,) * (len(shape) - len(x.shape)) + x.shape
     if len(padded) != len(shape) or any(a not in (1, b) for a, b in zip(padded, shape, strict=True)):
-        raise ShapeError(f"broadcast_to: every axis must be equal or 1, aligned from the right; got {x.shape} to {shape}")
+        raise ShapeError(
+            f"broadcast_to: every axis must be equal or 1, aligned from the right; got {x.shape} to {shape}"
+        )
     return Spec(tuple(shape), x.dtype)
 
 
@@ -112,7 +125,11 @@ broadcast_to = structural(
     vjp=(_broadcast_back,),
     linear="each",
     kind="view",
-    samples=lambda: [Sample((X[:, :1],), {"shape": (5, 2, 3, 4)}), Sample((X[0, 0, 0],), {"shape": (3,)})],
+    samples=lambda: [
+        Sample((X[:, :1],), {"shape": (5, 2, 3, 4)}),
+        Sample((X[0, 0, 0],), {"shape": (3,)}),
+        Sample((X[:, :1],), {"shape": (2, 0, 4)}),
+    ],
     errors=(ErrorSample((X,), {"shape": (2, 3, 5)}, ShapeError, "equal or 1"),),
 )
 
@@ -126,7 +143,9 @@ def _slice_spec(x: Spec, *, start: Sequence[int], stop: Sequence[int], step: Seq
     for extent, low, high, stride in zip(x.shape, start, stop, step, strict=True):
         inside = 0 <= low <= extent and (-1 if stride < 0 else 0) <= high <= extent and stride != 0
         if not inside:
-            raise ShapeError(f"slice: start and stop must lie within {x.shape} and no step be 0; got {start}, {stop}, {step}")
+            raise ShapeError(
+                f"slice: start and stop must lie within {x.shape} and no step be 0; got {start}, {stop}, {step}"
+            )
     return Spec(tuple(len(range(a, b, s)) for a, b, s in zip(start, stop, step, strict=True)), x.dtype)
 
 
@@ -151,6 +170,7 @@ slice_ = structural(
         Sample((X,), {"start": (0, 1, 0), "stop": (2, 3, 4), "step": (1, 1, 2)}),
         Sample((X,), {"start": (1, 2, 3), "stop": (-1, -1, 0), "step": (-1, -1, -2)}),
         Sample((X,), {"start": (1, 0, 0), "stop": (1, 3, 4), "step": (1, 1, 1)}),
+        Sample((X[0, 0, 0],), {"start": (), "stop": (), "step": ()}),
     ],
     errors=(ErrorSample((X,), {"start": (0, 0, 0), "stop": (2, 3, 9), "step": (1, 1, 1)}, ShapeError, "within"),),
 )
@@ -182,8 +202,7 @@ def embed_stop(count: Shape, start: Sequence[int], step: Sequence[int]) -> tuple
 
 def _embed_back(cotangent: Any, *, x_shape: Shape, start: Any, step: Any) -> Any:
     stop = tuple(
-        min(high, extent)
-        for high, extent in zip(embed_stop(x_shape, start, step), cotangent.shape, strict=True)
+        min(high, extent) for high, extent in zip(embed_stop(x_shape, start, step), cotangent.shape, strict=True)
     )
     return slice_(cotangent, start=start, stop=stop, step=step)
 
@@ -199,8 +218,11 @@ embed = structural(
     samples=lambda: [
         Sample((X,), {"shape": (4, 7, 4), "start": (1, 0, 0), "step": (2, 3, 1)}),
         Sample((X,), {"shape": (2, 3, 8), "start": (1, 0, 7), "step": (-1, 1, -2)}),
+        Sample((X[:, :0],), {"shape": (2, 3, 4), "start": (0, 1, 0), "step": (1, 1, 1)}),
     ],
-    errors=(ErrorSample((X,), {"shape": (2, 3, 4), "start": (1, 0, 0), "step": (1, 1, 1)}, ShapeError, "does not fit"),),
+    errors=(
+        ErrorSample((X,), {"shape": (2, 3, 4), "start": (1, 0, 0), "step": (1, 1, 1)}, ShapeError, "does not fit"),
+    ),
 )
 
 
@@ -237,6 +259,10 @@ concat = structural(
     vjp=(_concat_back,),
     linear="joint",
     promotes=True,
-    samples=lambda: [Sample((X, X[:, :1], X * 2), {"axis": 1}), Sample((X,), {"axis": 0}), Sample((X, X[:0]), {"axis": 0})],
+    samples=lambda: [
+        Sample((X, X[:, :1], X * 2), {"axis": 1}),
+        Sample((X,), {"axis": 0}),
+        Sample((X, X[:0]), {"axis": 0}),
+    ],
     errors=(ErrorSample((X, X[:, :, :2]), {"axis": 1}, ShapeError, "every axis but"),),
 )

@@ -15,7 +15,7 @@ POSITIVE = Interval(0.2, 3.0)
 SPECIAL = (0.0, -0.0, 1.0, -1.0, 30.0, -30.0, 1e30, -1e30, math.inf, -math.inf, math.nan)
 
 
-def _unary(name: str, scalar: Callable[..., Any], partial: Any, domain: Interval = ANY) -> Op:
+def _unary(name: str, scalar: Callable[..., Any], partial: Any, domain: Interval = ANY, **options: Any) -> Op:
     return elementwise(
         name,
         scalar=scalar,
@@ -23,6 +23,7 @@ def _unary(name: str, scalar: Callable[..., Any], partial: Any, domain: Interval
         domain=(domain,),
         special=SPECIAL,
         errors=(rejects_dtype("int32"), rejects_dtype("bool")),
+        **options,
     )
 
 
@@ -113,6 +114,14 @@ def _d_rsqrt(*, out: Any) -> Any:
     return out * out * out * -0.5
 
 
+def _cbrt(x: Any) -> Any:
+    return vm.cbrt(x)
+
+
+def _d_cbrt(change: Any, *, out: Any) -> Any:
+    return change / (3 * (out * out))
+
+
 def _square(x: Any) -> Any:
     return x * x
 
@@ -145,8 +154,15 @@ def _d_pow_y(change: Any, *, x: Any, y: Any, out: Any) -> Any:
 sqrt = _unary("sqrt", _sqrt, _d_sqrt, POSITIVE)
 rsqrt = _unary("rsqrt", _rsqrt, _d_rsqrt, POSITIVE)
 reciprocal = _unary("reciprocal", _reciprocal, _d_reciprocal, POSITIVE)
+cbrt = _unary("cbrt", _cbrt, _d_cbrt, POSITIVE)
 square = elementwise(
-    "square", scalar=_square, partials=(_d_square,), dtype="numeric", domain=(ANY,), errors=(rejects_dtype("bool"),)
+    "square",
+    scalar=_square,
+    partials=(_d_square,),
+    dtype="numeric",
+    domain=(ANY,),
+    special=SPECIAL,
+    errors=(rejects_dtype("bool"),),
 )
 power = elementwise(
     "pow",
@@ -338,5 +354,9 @@ def _digamma(x: Any) -> Any:
 
 erf = _unary("erf", _erf, _d_erf)
 erfc = _unary("erfc", _erfc, _d_erfc)
-lgamma = _unary("lgamma", _lgamma, _d_lgamma, POSITIVE)
-digamma = _unary("digamma", _digamma, NotImplementedRule("polygamma functions are not among the ops yet"), POSITIVE)
+_NO_POLYGAMMA = "polygamma functions are not among the ops yet"
+
+lgamma = _unary("lgamma", _lgamma, _d_lgamma, POSITIVE, exempt={"second order": f"digamma: {_NO_POLYGAMMA}"})
+digamma = _unary(
+    "digamma", _digamma, NotImplementedRule(_NO_POLYGAMMA), POSITIVE, exempt={"derivatives": _NO_POLYGAMMA}
+)

@@ -37,7 +37,9 @@ def asarray(obj: Any, /, *, dtype: Any = None, device: str | None = None, copy: 
     array = obj if shared else _array_of(obj)
     wanted = check_dtype("asarray", _default_dtype(obj, array) if dtype is None else dtype)
     if copy is False and (not shared or wanted != array.dtype):
-        raise ValueError(f"asarray: {type(obj).__name__} of {array.dtype} to {wanted} needs a copy, copy=False forbids it")
+        raise ValueError(
+            f"asarray: {type(obj).__name__} of {array.dtype} to {wanted} needs a copy, copy=False forbids it"
+        )
     converted = array.astype(wanted, copy=bool(copy))
     if context.capture is not None and not shared:
         return Tensor(context.capture.constant(converted))
@@ -165,10 +167,14 @@ def linspace(
     """`num` evenly spaced values from start to stop."""
     check_device(device)
     values = np.linspace(start, stop, num, endpoint=endpoint)
-    return asarray(values.tolist(), dtype=DEFAULT_FLOAT if dtype is None else dtype) if num else zeros((0,), dtype=dtype)
+    return (
+        asarray(values.tolist(), dtype=DEFAULT_FLOAT if dtype is None else dtype) if num else zeros((0,), dtype=dtype)
+    )
 
 
-def eye(n_rows: int, n_cols: int | None = None, /, *, k: int = 0, dtype: Any = None, device: str | None = None) -> Tensor:
+def eye(
+    n_rows: int, n_cols: int | None = None, /, *, k: int = 0, dtype: Any = None, device: str | None = None
+) -> Tensor:
     """Ones on the k-th diagonal, zeros elsewhere."""
     columns = n_rows if n_cols is None else n_cols
     row = reshape(arange(n_rows), shape=(n_rows, 1))

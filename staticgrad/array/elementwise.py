@@ -10,7 +10,7 @@ from typing import Any
 
 from staticgrad.graph.errors import DTypeError
 from staticgrad.graph.ops import arithmetic, rounding, transcendental
-from staticgrad.tensor import Tensor, as_operand, bind, divide
+from staticgrad.tensor import Tensor, as_operand, bind
 
 
 def exp(x: Any, /) -> Tensor:
@@ -407,4 +407,3 @@ def _require_boolean(name: str, *operands: Any) -> None:
         kind = "b" if isinstance(operand, bool) else getattr(getattr(operand, "dtype", None), "kind", "?")
         if kind != "b":
             raise DTypeError(f"{name}: takes booleans; got {getattr(operand, 'dtype', type(operand).__name__)}")
-

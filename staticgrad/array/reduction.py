@@ -129,7 +129,9 @@ def var(x: Any, /, *, axis: Axis = None, correction: float = 0.0, keepdims: bool
     tensor = _floating("var", x)
     count = _count(tensor, axes_of("var", axis, tensor.ndim)) - correction
     if count <= 0:
-        raise ShapeError(f"var: needs more elements than the correction {correction}; got shape {tensor.shape}, axis {axis}")
+        raise ShapeError(
+            f"var: needs more elements than the correction {correction}; got shape {tensor.shape}, axis {axis}"
+        )
     centred = tensor - mean(tensor, axis=axis, keepdims=True)
     return sum(square(centred), axis=axis, keepdims=keepdims) * (1.0 / count)
 
@@ -200,4 +202,3 @@ def cumulative_sum(
 
 
 cumsum = cumulative_sum
-

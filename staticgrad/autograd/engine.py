@@ -30,16 +30,16 @@ def backward(
     roots = [tensors] if isinstance(tensors, Tensor) else list(tensors)
     cotangents = _cotangents(roots, grad_tensors)
     keep = create_graph if retain_graph is None else retain_graph
-    if inputs is not None:
-        targets = [inputs] if isinstance(inputs, Tensor) else list(inputs)
-        if not targets:
-            raise DerivativeError("backward: inputs must name at least one tensor; leave it out for all leaves")
-        found = run(roots, cotangents, keep, create_graph, targets)
-        for target, value in zip(targets, found, strict=True):
-            if value is not None:
-                accumulate(target, value, create_graph)
+    if inputs is None:
+        run(roots, cotangents, keep, create_graph, None)
         return
-    run(roots, cotangents, keep, create_graph, None)
+    targets = [inputs] if isinstance(inputs, Tensor) else list(inputs)
+    if not targets:
+        raise DerivativeError("backward: inputs must name at least one tensor; leave it out for all leaves")
+    _require_grad("backward", targets)
+    for target, value in zip(targets, run(roots, cotangents, keep, create_graph, targets), strict=True):
+        if value is not None and not target._retains_grad:  # a retained gradient was filled on the way
+            _store(target, value, create_graph)
 
 
 def grad(
@@ -57,9 +57,7 @@ def grad(
     """
     roots = [outputs] if isinstance(outputs, Tensor) else list(outputs)
     targets = [inputs] if isinstance(inputs, Tensor) else list(inputs)
-    for target in targets:
-        if not target._requires_grad:
-            raise DerivativeError("grad: an input does not require grad; call requires_grad_() on it before it is used")
+    _require_grad("grad", targets)
     keep = create_graph if retain_graph is None else retain_graph
     found = run(roots, _cotangents(roots, grad_outputs), keep, create_graph, targets)
     if not allow_unused and any(value is None for value in found):
@@ -67,6 +65,14 @@ def grad(
             "grad: an output does not depend on one of the inputs; pass allow_unused=True to get None for it"
         )
     return tuple(found)
+
+
+def _require_grad(name: str, targets: Sequence[Tensor]) -> None:
+    for target in targets:
+        if not target._requires_grad:
+            raise DerivativeError(
+                f"{name}: an input ({target.spec}) does not require grad; call requires_grad_() on it before it is used"
+            )
 
 
 def _cotangents(roots: Sequence[Tensor], given: Any) -> list[Tensor]:
@@ -117,7 +123,7 @@ def run(
     useful = None if wanted is None else _leading_to(wanted, [root.gradient_edge() for root in roots])
     mode = enable_grad() if create_graph else no_grad()
     with mode:
-        arrived = _propagate(roots, cotangents, retain_graph, useful)
+        arrived = _propagate(roots, cotangents, retain_graph, useful, {id(edge) for edge in wanted or ()})
         if wanted is not None:
             return [_transformed(edge, arrived.get(id(edge))) for edge in wanted]
         for leaf, value in arrived.values():
@@ -130,9 +136,13 @@ Arrived = dict[int, tuple[Any, Tensor]]
 
 
 def _propagate(
-    roots: Sequence[Tensor], cotangents: Sequence[Tensor], retain_graph: bool, useful: set[int] | None
+    roots: Sequence[Tensor],
+    cotangents: Sequence[Tensor],
+    retain_graph: bool,
+    useful: set[int] | None,
+    wanted: set[int],
 ) -> Arrived:
-    """Visit the tape; what remains at the end are the cotangents of leaves and of every node visited."""
+    """Visit the tape; what remains at the end are the cotangents of leaves and of the `wanted` edges."""
     arrived: Arrived = {}
     pending: list[tuple[int, int, TapeNode]] = []
 
@@ -151,14 +161,14 @@ def _propagate(
     while pending:
         node = heapq.heappop(pending)[2]
         value = _hooked(node, arrived[id(node)][1])
-        if useful is None:
-            del arrived[id(node)]
-        else:
+        if id(node) in wanted:
             arrived[id(node)] = (node, value)
+        else:
+            del arrived[id(node)]
         if capture is not None:
             capture.enter_backward(node)
         try:
-            for edge, change in node.pull(value):
+            for edge, change in node.pull(value, useful):
                 if useful is None or id(edge) in useful:
                     deliver(edge, change)
         except StaticgradError as error:
@@ -209,6 +219,10 @@ def _transformed(edge: Any, found: tuple[Any, Tensor] | None) -> Tensor | None:
 def _accumulate_leaf(leaf: Tensor, value: Tensor, create_graph: bool) -> None:
     if leaf._hooks:
         value = call_hooks(leaf._hooks.values(), value)
+    _store(leaf, value, create_graph)
+
+
+def _store(leaf: Tensor, value: Tensor, create_graph: bool) -> None:
     accumulate(leaf, value, create_graph)
     if leaf._post_hooks:
         for hook in list(leaf._post_hooks.values()):
@@ -220,17 +234,13 @@ def accumulate(tensor: Tensor, value: Tensor, create_graph: bool) -> None:
     before = tensor.grad
     if before is not None:
         value = before + value
-    elif not create_graph:
-        value = _owned(value)
-    tensor.grad = value if create_graph else value.detach() if value._requires_grad else value
+    elif isinstance(value._value, np.ndarray):
+        value = value.astype(value.dtype)  # a copy: cotangents may be views, shared between operands, or the user's
+    tensor.grad = value if create_graph or not value._requires_grad else _off_tape(value)
 
 
-def _owned(value: Tensor) -> Tensor:
-    """A tensor whose array nothing else holds: cotangents may be views, or shared between operands."""
-    array = value._value
-    if not isinstance(array, np.ndarray):
-        return value
-    out = Tensor(array.copy())
+def _off_tape(value: Tensor) -> Tensor:
+    out = value.detach()
     out._tangents = value._tangents
     return out
 

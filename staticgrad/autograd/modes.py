@@ -26,7 +26,9 @@ class _Mode:
         context.grad_enabled = self._enabled
         context.inference = self._inference
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         context.grad_enabled, context.inference = self._previous.pop()
 
     def __call__(self, function: F) -> F:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from staticgrad._context import context
 from staticgrad.graph.errors import DerivativeError
 from staticgrad.graph.location import UNKNOWN, Location
 from staticgrad.graph.node import Spec
-from staticgrad.graph.op import Need, NotDifferentiable, NotImplementedRule, Op
+from staticgrad.graph.op import Need, NotDifferentiable, NotImplementedRule, Op, Zero
 from staticgrad.graph.ops.shape import sum_to
-from staticgrad.tensor import Tensor
+from staticgrad.tensor import INFERENCE_VERSION, Tensor
 
 _serial = itertools.count()
 
@@ -24,8 +24,22 @@ class TapeNode:
     (else every node would keep itself alive) and gets it back when a rule asks for it.
     """
 
-    __slots__ = ("__weakref__", "attributes", "edges", "freed", "hooks", "location", "op", "result", "retained", "saved",
-                 "scope", "serial", "specs", "versions")  # fmt: skip
+    __slots__ = (
+        "__weakref__",
+        "attributes",
+        "edges",
+        "freed",
+        "hooks",
+        "location",
+        "op",
+        "result",
+        "retained",
+        "saved",
+        "scope",
+        "serial",
+        "specs",
+        "versions",
+    )
 
     def __init__(self, op: Op, attributes: Mapping[str, Any], edges: Sequence[Any], specs: Sequence[Spec]) -> None:
         self.op = op
@@ -60,8 +74,8 @@ class TapeNode:
         self.result = None
         self.freed = True
 
-    def pull(self, cotangent: Tensor) -> Iterator[tuple[Any, Tensor]]:
-        """The cotangents of the operands: (edge, value) for every operand that has one."""
+    def pull(self, cotangent: Tensor, useful: Collection[int] | None = None) -> Iterator[tuple[Any, Tensor]]:
+        """The cotangents of the operands as (edge, value); of all, or at least of those whose edges' ids are `useful`."""
         if self.freed:
             raise DerivativeError(
                 f"backward: the values saved by {self.op.name} were freed by an earlier backward; "
@@ -69,17 +83,17 @@ class TapeNode:
             )
         op = self.op
         for i, edge in enumerate(self.edges):
-            if edge is None:
+            if edge is None or (useful is not None and id(edge) not in useful):
                 continue
             position = op.position(i)
             rule = op.vjp[position]
-            if isinstance(rule, NotImplementedRule):
-                raise DerivativeError(f"{op.name}: this derivative is not implemented: {rule.reason}")
-            if not callable(rule):
-                continue
-            value = rule(cotangent, **self._arguments(op.vjp_needs[position], i))
-            if value is not None:
+            if callable(rule):
+                value = rule(cotangent, **self._arguments(op.vjp_needs[position], i))
                 yield edge, sum_to(value, self.specs[i].shape)
+            elif isinstance(rule, NotImplementedRule):
+                raise DerivativeError(f"{op.name}: this derivative is not implemented: {rule.reason}")
+            elif isinstance(rule, Zero):
+                yield edge, _zeros(self.specs[i])
 
     def _arguments(self, needs: Sequence[Need], index: int) -> dict[str, Any]:
         return {need.name: self._argument(need, index) for need in needs if self._given(need, index)}
@@ -122,6 +136,12 @@ class TapeNode:
             )
 
 
+def _zeros(spec: Spec) -> Tensor:
+    from staticgrad.array.creation import zeros
+
+    return zeros(spec.shape, dtype=spec.dtype)
+
+
 def attribute(name: str, attributes: Mapping[str, Any], index: int, specs: Sequence[Spec]) -> Any:
     """A rule's attribute; for variadic ops also which operand is meant and the extents of all along the axis."""
     if name == "position" and name not in attributes:
@@ -131,16 +151,16 @@ def attribute(name: str, attributes: Mapping[str, Any], index: int, specs: Seque
     return attributes[name]
 
 
-_saving: dict[tuple[int, int], tuple[tuple[int, ...], bool]] = {}
+_saving: dict[tuple[Op, int], tuple[tuple[int, ...], bool]] = {}
 
 
 def _to_save(op: Op, mask: int) -> tuple[tuple[int, ...], bool]:
     """Operand positions, and whether the result, that the rules of the operands in `mask` ask for."""
-    known = _saving.get((id(op), mask))
+    known = _saving.get((op, mask))
     if known is None:
         needs = [need for i, found in enumerate(op.vjp_needs) if mask >> i & 1 for need in found]
         positions = tuple(sorted({need.position for need in needs if need.kind == "operand"}))
-        known = _saving[id(op), mask] = (positions, any(need.kind == "out" for need in needs))
+        known = _saving[op, mask] = (positions, any(need.kind == "out" for need in needs))
     return known
 
 
@@ -160,11 +180,16 @@ def record(op: Op, operands: Sequence[Tensor], attributes: Mapping[str, Any], ou
     node = TapeNode(op, attributes, edges, [operand.spec for operand in operands])
     positions, keeps_result = _to_save(op, mask)
     for position in positions:
-        node.saved[position] = operands[position]
-        node.versions[position] = operands[position]._version[0]
+        saved = operands[position]
+        if saved._version is INFERENCE_VERSION:
+            raise DerivativeError(
+                f"{op.name}: operand {op.operands[position]} ({saved.spec}) was made under inference_mode() and cannot "
+                "be saved for backward; make it under no_grad() instead, or clone it with astype(copy=True)"
+            )
+        node.saved[position] = saved
+        node.versions[position] = saved._version[0]
     if keeps_result:
         node.result = out.detach()
-        node.result._tangents = out._tangents
         node.versions[-1] = out._version[0]
     capture = context.capture
     if capture is not None:
@@ -172,5 +197,3 @@ def record(op: Op, operands: Sequence[Tensor], attributes: Mapping[str, Any], ou
         node.scope = capture.scope
     out._edge = node
     out._requires_grad = True
-
-
