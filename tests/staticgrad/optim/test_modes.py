@@ -1,7 +1,7 @@
 """The same model and training step, dynamic and compiled.
 
 Both modes run the same ops, but a compiled kernel rounds differently from NumPy (its own exp, sums in another order),
-so values agree to a few roundings, not bit by bit: 1e-12 in float64, and 2e-5 in float32 after several steps.
+so values agree to a few roundings of the largest element, not bit by bit.
 """
 
 import numpy as np
@@ -66,7 +66,7 @@ def losses(x, y, labels):
 
 
 def require_close(first, second, dtype):
-    rtol, atol = (2e-6, 2e-6) if dtype == "float32" else (1e-12, 1e-13)
+    rtol, atol = (2e-6, 1e-6) if dtype == "float32" else (1e-13, 1e-14)
     for a, b in zip(first, second, strict=True):
         a, b = np.asarray(a), np.asarray(b)
         assert a.dtype == b.dtype == dtype
@@ -149,30 +149,19 @@ def training(compiled, kind, options, dtype, calls=6):
     return found, state, run
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(("kind", "options"), OPTIMIZERS, ids=lambda value: getattr(value, "__name__", None))
-def test_training_is_the_same(kind, options):
-    losses_of_dynamic, dynamic, _ = training(False, kind, options, "float64")
+def test_training_is_the_same(kind, options, dtype):
+    losses_of_dynamic, dynamic, _ = training(False, kind, options, dtype)
     stream = sg.random.get_state()
-    losses_of_static, static, run = training(True, kind, options, "float64")
+    losses_of_static, static, run = training(True, kind, options, dtype)
     np.testing.assert_array_equal(sg.random.get_state(), stream)
-    np.testing.assert_allclose(losses_of_static, losses_of_dynamic, rtol=1e-11)
+    np.testing.assert_allclose(losses_of_static, losses_of_dynamic, rtol=1e-6 if dtype == "float32" else 1e-14)
     assert static.keys() == dynamic.keys()
+    rounding = 3e-6 if dtype == "float32" else 1e-14
     for name, value in static.items():
-        np.testing.assert_allclose(value, dynamic[name], rtol=1e-8, atol=1e-12, err_msg=name)
-    assert compiled_programs(run) == 1
-
-
-def test_training_is_the_same_in_single_precision():
-    losses_of_dynamic, dynamic, _ = training(False, optim.AdamW, {"lr": 0.01}, "float32")
-    losses_of_static, static, _ = training(True, optim.AdamW, {"lr": 0.01}, "float32")
-    np.testing.assert_allclose(losses_of_static, losses_of_dynamic, rtol=2e-5)
-    for name in ("head.weight", "body.1.weight"):
-        np.testing.assert_allclose(static[name], dynamic[name], atol=2e-4)
-
-
-def compiled_programs(run):
-    """How many programs a compiled function holds."""
-    return run.cache_info().misses
+        np.testing.assert_allclose(value, dynamic[name], atol=rounding * np.abs(value).max(), rtol=0, err_msg=name)
+    assert run.cache_info().misses == 1  # the schedule's new learning rates did not compile again
 
 
 def test_modes_and_options_are_followed():
@@ -210,7 +199,7 @@ def test_modes_and_options_are_followed():
         found += [tensor.detach().numpy() for tensor in (model[0].weight, other.weight)]
         results.append(found)
     for static, dynamic in zip(results[1], results[0], strict=True):
-        np.testing.assert_allclose(static, dynamic, rtol=1e-9)
+        np.testing.assert_allclose(static, dynamic, rtol=1e-12)
 
 
 def test_a_loss_in_a_compiled_step_checks_its_labels():
