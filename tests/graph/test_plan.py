@@ -416,7 +416,7 @@ def test_random_graphs_of_all_kinds(graph: Graph) -> None:
     plan_both_ways(graph, order(graph, singles(graph)))
 
 
-@given(graphs(max_nodes=40))
+@given(graphs())
 @settings(max_examples=100)
 def test_random_graphs_fused(graph: Graph) -> None:
     plan = plan_both_ways(graph, order(graph, fuse(graph)))
