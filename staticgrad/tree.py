@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -52,7 +53,8 @@ def _flatten(tree: Any, leaves: list[Any]) -> TreeDef:
         return TreeDef(kind, len(tree), tuple(_flatten(child, leaves) for child in tree))
     if isinstance(tree, dict):
         keys = tuple(tree)
-        return TreeDef(kind, keys, tuple(_flatten(tree[key], leaves) for key in keys))
+        meta = (keys, tree.default_factory) if isinstance(tree, defaultdict) else (keys,)
+        return TreeDef(kind, meta, tuple(_flatten(tree[key], leaves) for key in keys))
     if tree is None:
         return NONE
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
@@ -81,7 +83,8 @@ def _unflatten(treedef: TreeDef, leaves: Any) -> Any:
     if kind is tuple or kind is list:
         return kind(children)
     if issubclass(kind, dict):
-        return kind(zip(treedef.meta, children, strict=True))
+        keys, *factory = treedef.meta
+        return kind(*factory, zip(keys, children, strict=True))
     if issubclass(kind, tuple):
         return kind(*children)
     return _dataclass(kind, dict(zip(treedef.meta, children, strict=True)))
