@@ -13,11 +13,12 @@ _LEAF = "leaf"
 class TreeDef:
     """The structure of a tree without its leaves; compares and hashes by structure."""
 
-    __slots__ = ("_hash", "children", "count", "kind", "meta")
+    __slots__ = ("_hash", "children", "count", "factory", "kind", "meta")
 
-    def __init__(self, kind: Any, meta: Any, children: tuple[TreeDef, ...]) -> None:
+    def __init__(self, kind: Any, meta: Any, children: tuple[TreeDef, ...], factory: Any = None) -> None:
         self.kind = kind
         self.meta = meta
+        self.factory = factory  # of a defaultdict
         self.children = children
         self.count = 1 if kind is _LEAF else sum(child.count for child in children)
         self._hash = hash((kind, meta, children))
@@ -53,8 +54,8 @@ def _flatten(tree: Any, leaves: list[Any]) -> TreeDef:
         return TreeDef(kind, len(tree), tuple(_flatten(child, leaves) for child in tree))
     if isinstance(tree, dict):
         keys = tuple(tree)
-        meta = (keys, tree.default_factory) if isinstance(tree, defaultdict) else (keys,)
-        return TreeDef(kind, meta, tuple(_flatten(tree[key], leaves) for key in keys))
+        factory = tree.default_factory if isinstance(tree, defaultdict) else None
+        return TreeDef(kind, keys, tuple(_flatten(tree[key], leaves) for key in keys), factory)
     if tree is None:
         return NONE
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
@@ -83,8 +84,8 @@ def _unflatten(treedef: TreeDef, leaves: Any) -> Any:
     if kind is tuple or kind is list:
         return kind(children)
     if issubclass(kind, dict):
-        keys, *factory = treedef.meta
-        return kind(*factory, zip(keys, children, strict=True))
+        entries = zip(treedef.meta, children, strict=True)
+        return kind(treedef.factory, entries) if issubclass(kind, defaultdict) else kind(entries)
     if issubclass(kind, tuple):
         return kind(*children)
     return _dataclass(kind, dict(zip(treedef.meta, children, strict=True)))
