@@ -18,7 +18,6 @@ from typing import Any
 import mpmath as mp
 import numpy as np
 from numba import njit, types
-
 from staticgrad.graph.ops import numpy_math
 from staticgrad.kernels.cpu import vector_math
 
@@ -160,7 +159,7 @@ def ulp_errors(got: np.ndarray, want: np.ndarray) -> np.ndarray:
 def nanoseconds_per_element(compiled: Any, points: list[np.ndarray]) -> float:
     """The best of several runs over points spread through the middle half of the sweep, in the nearest caches."""
     size = len(points[0])
-    start = [x[size // 6 : size // 2 : size // 12288].copy() for x in points]
+    start = [x[size // 6 : size // 2 : max(1, size // 12288)].copy() for x in points]
     out = np.empty_like(start[0])
     best = float("inf")
     for _ in range(20):

@@ -13,20 +13,23 @@ from math import pi
 from typing import Any
 
 from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic, overload
 from staticgrad.kernels.cpu.vector_math.primitives import (
+    BOOLEAN,
+    DOUBLE,
     EXPONENT_BIAS,
     MANTISSA_BITS,
+    SINGLE,
+    WIDTH,
     Scalar,
+    Value,
+    bits,
     call_llvm,
     constant,
+    from_bits,
     fused_multiply_add,
-    like,
-    literal,
     narrowed,
-    nearest,
-    scalar,
+    round,
+    rounding_origin,
     widened,
 )
 
@@ -64,27 +67,25 @@ def _digits(scale: int, upper: int, lower: int) -> float:
 
 def _column(name: str, values: list[float]) -> Any:
     """A function of a row number that answers with that row of a constant table."""
-    kind = ir.ArrayType(ir.DoubleType(), len(values))
+    kind = ir.ArrayType(DOUBLE, len(values))
 
-    @intrinsic
-    def lookup(typingctx: Any, row: Any) -> Any:
-        def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            table = builder.module.globals.get(name)
-            if table is None:
-                table = ir.GlobalVariable(builder.module, kind, name)
-                table.initializer = ir.Constant(kind, values)
-                table.global_constant = True
-                table.linkage = "internal"
-            return builder.load(builder.gep(table, [ir.IntType(32)(0), arguments[0]], inbounds=True))
-
-        return types.float64(row), codegen
+    def lookup(row: Value) -> Value:
+        module = row.builder.module
+        table = module.globals.get(name)
+        if table is None:
+            table = ir.GlobalVariable(module, kind, name)
+            table.initializer = ir.Constant(kind, values)
+            table.global_constant = True
+            table.linkage = "internal"
+        place = row.builder.gep(table, [row.kind(0), row.code], inbounds=True)
+        return Value(row.builder, row.builder.load(place))
 
     return lookup
 
 
 def _narrow_column(name: str, upper: int, lower: int) -> Any:
     """The digits of 2/pi that matter to a float32, for each of its 256 biased exponents."""
-    bias = EXPONENT_BIAS[types.float32]
+    bias = EXPONENT_BIAS[SINGLE]
     steps = [max(0, biased - bias) for biased in range(256)]
     return _column(name, [_digits(step, upper, lower) * 2.0**-step for step in steps])
 
@@ -102,80 +103,48 @@ _WIDE_THIRD = _wide_column("two_over_pi_wide_third", -52, -105)
 _WIDE_FOURTH = _wide_column("two_over_pi_wide_fourth", -105, -158)
 
 
-@intrinsic
-def _biased_exponent(typingctx: Any, x: Any) -> Any:
-    """The exponent field of a float32."""
-
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        integer = ir.IntType(32)
-        pattern = builder.bitcast(arguments[0], integer)
-        return builder.and_(builder.lshr(pattern, integer(MANTISSA_BITS[x])), integer(255))
-
-    return types.int32(x), codegen
+def _biased_exponent(x: Value) -> Value:
+    """The exponent field, as an integer."""
+    pattern = bits(x)
+    field = x.builder.lshr(pattern, pattern.type(MANTISSA_BITS[x.kind]))
+    return Value(x.builder, x.builder.and_(field, pattern.type(2 * EXPONENT_BIAS[x.kind] + 1)))
 
 
-@intrinsic
-def _wide_row(typingctx: Any, x: Any) -> Any:
+def _wide_row(x: Value) -> tuple[Value, Value]:
     """(row, 2^(-32 row)) with row = max(0, exponent of x) // 32, for a float64 x."""
-    bits, bias = MANTISSA_BITS[x], EXPONENT_BIAS[x]
-    result = types.Tuple((types.int64, x))
-
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        integer = ir.IntType(64)
-        pattern = builder.bitcast(arguments[0], integer)
-        biased = builder.and_(builder.lshr(pattern, integer(bits)), integer(2 * bias + 1))
-        row = builder.udiv(call_llvm(builder, "llvm.usub.sat", biased, integer(bias)), integer(_WIDE_STEP))
-        power = builder.sub(integer(bias), builder.mul(row, integer(_WIDE_STEP)))
-        scale = builder.bitcast(builder.shl(power, integer(bits)), arguments[0].type)
-        return context.make_tuple(builder, result, (row, scale))
-
-    return result(x), codegen
+    builder, integer = x.builder, ir.IntType(64)
+    bias = integer(EXPONENT_BIAS[DOUBLE])
+    exponent = call_llvm(builder, "llvm.usub.sat", _biased_exponent(x).code, bias)
+    row = builder.udiv(exponent, integer(_WIDE_STEP))
+    power = builder.sub(bias, builder.mul(row, integer(_WIDE_STEP)))
+    scale = from_bits(x, builder.shl(power, integer(MANTISSA_BITS[DOUBLE])))
+    return Value(builder, row), scale
 
 
-@intrinsic
-def _quadrant(typingctx: Any, n: Any, x: Any) -> Any:
+def _quadrant(n: Value, x: Value) -> Value:
     """The low bits of an integral float64 n, |n| < 2^50, as an integer as wide as x."""
-    result = types.int32 if x == types.float32 else types.int64
-
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        shifted = builder.fadd(arguments[0], literal(n, 1.5 * 2.0 ** MANTISSA_BITS[n]))
-        pattern = builder.bitcast(shifted, ir.IntType(64))
-        return builder.trunc(pattern, ir.IntType(32)) if x == types.float32 else pattern
-
-    return result(n, x), codegen
+    pattern = bits(n + rounding_origin(DOUBLE))
+    return Value(x.builder, x.builder.trunc(pattern, ir.IntType(32)) if x.kind == SINGLE else pattern)
 
 
-@intrinsic
-def is_odd(typingctx: Any, quadrant: Any) -> Any:
+def is_odd(quadrant: Value) -> Value:
     """Whether the lowest bit of `quadrant` is set: sine and cosine change places there."""
-
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.trunc(arguments[0], ir.IntType(1))
-
-    return types.boolean(quadrant), codegen
+    return Value(quadrant.builder, quadrant.builder.trunc(quadrant.code, BOOLEAN))
 
 
-@intrinsic
-def negated_by(typingctx: Any, x: Any, quadrant: Any, turns: Any) -> Any:
-    """x with its sign changed where the second bit of quadrant + turns is set; `turns` is a constant."""
-
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        value, number, offset = arguments
-        integer = number.type
-        moved = builder.add(number, context.cast(builder, offset, turns, quadrant))
-        sign = builder.shl(builder.and_(moved, integer(2)), integer(x.bitwidth - 2))
-        return builder.bitcast(builder.xor(builder.bitcast(value, integer), sign), value.type)
-
-    return x(x, quadrant, turns), codegen
+def negated_by(x: Value, quadrant: Value, turns: int) -> Value:
+    """x with its sign changed where the second bit of quadrant + turns is set."""
+    builder, integer = x.builder, quadrant.kind
+    second = builder.and_(builder.add(quadrant.code, integer(turns)), integer(2))
+    sign = builder.shl(second, integer(WIDTH[x.kind] - 2))
+    return from_bits(x, builder.xor(bits(x), sign))
 
 
-@scalar
 def _modulo_four(x: Scalar) -> Scalar:
     """x without its multiples of four, in [-2, 2]; exact."""
-    return x - like(4.0, x) * nearest(like(0.25, x) * x)
+    return x - 4.0 * round(0.25 * x)
 
 
-@scalar
 def exact_sum(a: Scalar, b: Scalar) -> Scalar:
     """(s, e) with a + b = s + e, exactly (D. Knuth, "The Art of Computer Programming", volume 2, 4.2.2)."""
     s = a + b
@@ -183,28 +152,25 @@ def exact_sum(a: Scalar, b: Scalar) -> Scalar:
     return s, (a - (s - c)) + (b - c)
 
 
-@scalar
 def exact_product(a: Scalar, b: Scalar) -> Scalar:
     """(p, e) with a b = p + e, exactly."""
     p = a * b
     return p, fused_multiply_add(a, b, -p)
 
 
-@scalar
 def _narrow_quarter_turns(x: Scalar) -> Scalar:
     """`quarter_turns` of a float32, by float64 arithmetic."""
     row = _biased_exponent(x)
     wide = widened(x)
     leading = wide * _NARROW_HIGH(row)  # 24 by 29 bits: exact
-    whole = nearest(leading)
+    whole = round(leading)
     f = (leading - whole) + wide * _NARROW_LOW(row)
-    carry = nearest(f)
+    carry = round(f)
     angle = (f - carry) * (0.5 * pi)
     r = narrowed(angle)
     return _quadrant(whole + carry, x), r, narrowed(angle - widened(r))
 
 
-@scalar
 def _wide_quarter_turns(x: Scalar) -> Scalar:
     """`quarter_turns` of a float64, by arithmetic on sums of two to four floats."""
     row, scale = _wide_row(x)
@@ -213,7 +179,7 @@ def _wide_quarter_turns(x: Scalar) -> Scalar:
     q, q_low = exact_product(m, _WIDE_SECOND(row))
     t, t_low = exact_product(m, _WIDE_THIRD(row))
     turns, turns_low = exact_sum(_modulo_four(p) + _modulo_four(p_low), _modulo_four(q))
-    n = nearest(turns)
+    n = round(turns)
     rest, rest_low = exact_sum(q_low, t)
     f, f_low = exact_sum(turns - n, rest)
     f, low = exact_sum(f, turns_low)
@@ -226,10 +192,5 @@ def _wide_quarter_turns(x: Scalar) -> Scalar:
 
 
 def quarter_turns(x: Scalar) -> Scalar:
-    """(n, r, tail) with x = (n + 4k) pi/2 + r + tail, |r| <= pi/4, and n an integer whose low bits count."""
-    raise NotImplementedError("quarter_turns: callable from compiled code only")
-
-
-@overload(quarter_turns, jit_options={"error_model": "numpy", "forceinline": True})
-def _quarter_turns(x: Scalar) -> Scalar:
-    return _narrow_quarter_turns if x == types.float32 else _wide_quarter_turns
+    """(n, r, tail) with x = n pi/2 + r + tail, |r| <= pi/4, and n an integer whose two low bits count."""
+    return _narrow_quarter_turns(x) if x.kind == SINGLE else _wide_quarter_turns(x)

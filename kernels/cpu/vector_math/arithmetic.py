@@ -13,32 +13,27 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
-from staticgrad.kernels.cpu.vector_math.primitives import (
-    Scalar,
-    call_llvm,
-    copysign,
-    fabs,
-    floating,
-    like,
-    nearest,
-    scalar,
-    select,
-    square_root,
-)
+from staticgrad.kernels.cpu.vector_math.primitives import Scalar, call_llvm, scalar, sqrt
 
 Emit = Callable[..., Any]
-
-floor = floating("llvm.floor", 1)
-ceil = floating("llvm.ceil", 1)
-trunc = floating("llvm.trunc", 1)
-round = nearest  # half to even
-sqrt = square_root
 
 
 @scalar
 def rsqrt(x: Scalar) -> Scalar:
     """1 / sqrt(x)."""
-    return like(1.0, x) / square_root(x)
+    return 1.0 / sqrt(x)
+
+
+@intrinsic
+def select(typingctx: Any, condition: Any, x: Any, y: Any) -> Any:
+    """x where `condition` (a bool) holds, else y; both are evaluated, nothing branches."""
+    if condition != types.boolean or x != y:
+        return None
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.select(*arguments)
+
+    return x(condition, x, y), codegen
 
 
 def _is_signed(kind: Any) -> bool:
@@ -251,32 +246,3 @@ bitwise_xor = _binary(lambda builder, kind, x, y: builder.xor(x, y))
 invert = _unary(lambda builder, kind, x: builder.not_(x))
 left_shift = _binary(_emit_left_shift)  # zero where the amount is outside the width
 right_shift = _binary(_emit_right_shift)  # keeps the sign
-
-__all__ = [
-    "abs",
-    "bitwise_and",
-    "bitwise_or",
-    "bitwise_xor",
-    "ceil",
-    "copysign",
-    "fabs",
-    "floor",
-    "floor_divide",
-    "fmod",
-    "invert",
-    "isfinite",
-    "isinf",
-    "isnan",
-    "left_shift",
-    "maximum",
-    "minimum",
-    "remainder",
-    "right_shift",
-    "round",
-    "rsqrt",
-    "select",
-    "sign",
-    "sqrt",
-    "truediv",
-    "trunc",
-]

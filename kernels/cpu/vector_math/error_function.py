@@ -14,7 +14,6 @@ from staticgrad.kernels.cpu.vector_math.primitives import (
     copysign,
     fabs,
     leading_half,
-    like,
     multiply_add,
     polynomial,
     scalar,
@@ -84,14 +83,13 @@ _ERFC = polynomial(  # erfc(x) e^(x^2) (1 + 2x) in t
 _ERFC_UPPER = constant(10.1, 27.3)  # erfc(x) rounds to zero above
 
 
-@scalar
 def _erfc_of_positive(a: Scalar) -> Scalar:
     """erfc(a) for a >= 0."""
-    a = clamp(a, like(0.0, a), _ERFC_UPPER(a))
-    t = (a - like(4.0, a)) / (a + like(4.0, a))
+    a = clamp(a, 0.0, _ERFC_UPPER(a))
+    t = (a - 4.0) / (a + 4.0)
     high = leading_half(a)  # a^2 = high^2 + (a - high)(a + high), the first product exact
     decay = exp_of_sum(-high * high, -(a - high) * (a + high))
-    return decay * (_ERFC(t) / multiply_add(like(2.0, a), a, like(1.0, a)))
+    return decay * (_ERFC(t) / multiply_add(2.0, a, 1.0))
 
 
 @scalar
@@ -99,14 +97,14 @@ def erf(x: Scalar) -> Scalar:
     """2/sqrt(pi) times the integral of e^(-t^2) from 0 to x."""
     a = fabs(x)
     small = multiply_add(x, _ERF(x * x), x)
-    large = copysign(like(1.0, x) - _erfc_of_positive(a), x)
-    return select(a < like(1.0, x), small, large)
+    large = copysign(1.0 - _erfc_of_positive(a), x)
+    return select(a < 1.0, small, large)
 
 
 @scalar
 def erfc(x: Scalar) -> Scalar:
     """1 - erf(x), without cancellation for large x."""
     tail = _erfc_of_positive(fabs(x))
-    value = select(x < like(0.0, x), like(2.0, x) - tail, tail)
-    near = like(1.0, x) - multiply_add(x, _ERF(x * x), x)
-    return select(fabs(x) < like(0.25, x), near, value)
+    value = select(x < 0.0, 2.0 - tail, tail)
+    near = 1.0 - multiply_add(x, _ERF(x * x), x)
+    return select(fabs(x) < 0.25, near, value)

@@ -13,10 +13,10 @@ from staticgrad.kernels.cpu.vector_math.primitives import (
     constant,
     copysign,
     fabs,
-    like,
     multiply_add,
     polynomial,
     power_of_two,
+    rounded,
     scalar,
     select,
 )
@@ -24,7 +24,6 @@ from staticgrad.kernels.cpu.vector_math.primitives import (
 _LOG2_E = constant(1.4426950408889634)
 _LN2_HIGH = constant(0.693145751953125, 0.6931471803691238)  # 16 and 32 bits
 _LN2_LOW = constant(1.42860682030941723212e-6, 1.90821492927058770002e-10)
-_ROUNDER = constant(1.5 * 2.0**23, 1.5 * 2.0**52)  # adding and subtracting it rounds to the nearest integer
 _EXP_LOWER = constant(-105.0, -747.0)  # e^x rounds to zero below
 _EXP_UPPER = constant(90.0, 711.0)  # e^x is above the largest float
 _EXP2_LOWER = constant(-151.0, -1076.0)
@@ -96,27 +95,18 @@ _SINH = polynomial(  # (sinh(x) - x) / x^3 in x^2, |x| <= 1
 )
 
 
-@scalar
-def rounded(x: Scalar) -> Scalar:
-    """The nearest integer to x, ties to even, for |x| < 2^22."""
-    return (x + _ROUNDER(x)) - _ROUNDER(x)
-
-
-@scalar
 def clamp(x: Scalar, lower: Scalar, upper: Scalar) -> Scalar:
     """x moved into [lower, upper]; NaN stays NaN."""
     x = select(x < lower, lower, x)
     return select(x > upper, upper, x)
 
 
-@scalar
 def _scaled(p: Scalar, n: Scalar) -> Scalar:
     """p 2^n, rounded once, for |n| up to twice the exponent range."""
-    half = rounded(n * like(0.5, n))
+    half = rounded(n * 0.5)
     return p * power_of_two(half) * power_of_two(n - half)
 
 
-@scalar
 def _reduced(x: Scalar, rest: Scalar) -> Scalar:
     """(n, r, c) with x + rest = n ln 2 + r + c, where c is the rounding error of r and `rest` is small."""
     n = rounded(x * _LOG2_E(x))
@@ -126,89 +116,92 @@ def _reduced(x: Scalar, rest: Scalar) -> Scalar:
     return n, r, (high - r) - low
 
 
-@scalar
 def _exp_times_power(x: Scalar, k: Scalar) -> Scalar:
     """e^x 2^k for an integral float k."""
-    n, r, c = _reduced(clamp(x, _EXP_LOWER(x) - k, _EXP_UPPER(x) - k), like(0.0, x))
-    p = like(1.0, x) + (r + multiply_add(r * r, _EXP(r), c))
+    n, r, c = _reduced(clamp(x, _EXP_LOWER(x) - k, _EXP_UPPER(x) - k), 0.0)
+    p = 1.0 + (r + multiply_add(r * r, _EXP(r), c))
     return _scaled(p, n + k)
 
 
 @scalar
 def exp(x: Scalar) -> Scalar:
     """e^x."""
-    return _exp_times_power(x, like(0.0, x))
+    return _exp_times_power(x, 0.0)
 
 
-@scalar
 def exp_of_sum(high: Scalar, low: Scalar) -> Scalar:
     """e^(high + low), for |low| no larger than |high|."""
     x = high + low
     n, r, c = _reduced(clamp(x, _EXP_LOWER(x), _EXP_UPPER(x)), (high - x) + low)
-    p = like(1.0, x) + (r + multiply_add(r * r, _EXP(r), c))
+    p = 1.0 + (r + multiply_add(r * r, _EXP(r), c))
     return _scaled(p, n)
 
 
-@scalar
+def _scaled_exp2(r: Scalar, n: Scalar) -> Scalar:
+    """2^(r + n), for |r| <= 1/2."""
+    return _scaled(multiply_add(r, _EXP2(r), 1.0), n)
+
+
 def exp2_of_sum(high: Scalar, low: Scalar) -> Scalar:
     """2^(high + low), for a `low` that is a rounding error of `high`."""
     high = clamp(high, _EXP2_LOWER(high), _EXP2_UPPER(high))
     n = rounded(high)
-    r = (high - n) + select(fabs(low) < like(1.0, high), low, like(0.0, high))  # larger only where `high` is clamped
-    return _scaled(multiply_add(r, _EXP2(r), like(1.0, high)), n)
+    r = (high - n) + select(fabs(low) < 1.0, low, 0.0)  # larger only where `high` is clamped
+    return _scaled_exp2(r, n)
 
 
 @scalar
 def exp2(x: Scalar) -> Scalar:
     """2^x; exact at integers."""
-    return exp2_of_sum(x, like(0.0, x))
+    x = clamp(x, _EXP2_LOWER(x), _EXP2_UPPER(x))
+    n = rounded(x)
+    return _scaled_exp2(x - n, n)
 
 
 @scalar
 def expm1(x: Scalar) -> Scalar:
     """e^x - 1, without cancellation near zero."""
-    n, r, c = _reduced(clamp(x, _EXPM1_LOWER(x), _EXPM1_UPPER(x)), like(0.0, x))
+    n, r, c = _reduced(clamp(x, _EXPM1_LOWER(x), _EXPM1_UPPER(x)), 0.0)
     rest = multiply_add(r * r, _EXP(r), c)
     # expm1(x) = 2^n (r + rest) + (2^n - 1), one binary place lower while summing: 2^n itself may be just above the
     # largest float. The rounding error of the first sum is added to the rest, since the sum can be smaller than 2^n r.
-    scale = power_of_two(n - like(1.0, x))
-    base = scale - like(0.5, x)
+    scale = power_of_two(n - 1.0)
+    base = scale - 0.5
     leading = base + scale * r
     lost = (base - leading) + scale * r
-    summed = like(2.0, x) * (leading + (lost + scale * rest))
-    return copysign(select(n == like(0.0, x), r + rest, summed), x)
+    summed = 2.0 * (leading + (lost + scale * rest))
+    return copysign(select(n == 0.0, r + rest, summed), x)
 
 
 @scalar
 def sigmoid(x: Scalar) -> Scalar:
     """1 / (1 + e^-x); small results keep their relative accuracy."""
     z = exp(-fabs(x))
-    return select(x < like(0.0, x), z, like(1.0, x)) / (like(1.0, x) + z)
+    return select(x < 0.0, z, 1.0) / (1.0 + z)
 
 
 @scalar
 def tanh(x: Scalar) -> Scalar:
     """(e^x - e^-x) / (e^x + e^-x), as 1 - 2 / (e^2x + 1); a polynomial for |x| <= 5/8."""
     a = fabs(x)
-    one, two = like(1.0, x), like(2.0, x)
-    large = one - two / (exp(two * a) + one)
+    large = 1.0 - 2.0 / (exp(2.0 * a) + 1.0)
     square = a * a
     small = multiply_add(a * square, _TANH(square), a)
-    return copysign(select(a <= like(0.625, x), small, large), x)
+    return copysign(select(a <= 0.625, small, large), x)
 
 
 @scalar
 def cosh(x: Scalar) -> Scalar:
     """(e^x + e^-x) / 2."""
-    half = _exp_times_power(fabs(x), like(-1.0, x))
-    return half + like(0.25, x) / half
+    half = _exp_times_power(fabs(x), -1.0)
+    return half + 0.25 / half
 
 
 @scalar
 def sinh(x: Scalar) -> Scalar:
     """(e^x - e^-x) / 2; a polynomial for |x| <= 1."""
-    half = _exp_times_power(fabs(x), like(-1.0, x))
-    large = half - like(0.25, x) / half
+    half = _exp_times_power(fabs(x), -1.0)
+    large = half - 0.25 / half
     square = x * x
     small = multiply_add(x * square, _SINH(square), x)
-    return select(fabs(x) <= like(1.0, x), small, copysign(large, x))
+    return select(fabs(x) <= 1.0, small, copysign(large, x))

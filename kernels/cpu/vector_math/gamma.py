@@ -8,13 +8,36 @@ functions branch and loop, so that LLVM does not vectorise them.
 from __future__ import annotations
 
 from math import inf, nan, pi
+from typing import Any
 
+from numba.extending import intrinsic, register_jitable
+from staticgrad.kernels.cpu.vector_math.arithmetic import abs
 from staticgrad.kernels.cpu.vector_math.logarithm import log, log1p
-from staticgrad.kernels.cpu.vector_math.primitives import Scalar, copysign, fabs, like, nearest, polynomial, scalar
+from staticgrad.kernels.cpu.vector_math.primitives import copysign, polynomial, round, scalar
 from staticgrad.kernels.cpu.vector_math.trigonometric import sin, tan
 
-_LGAMMA = polynomial(
-    (),
+
+def _polynomial(coefficients: tuple[float, ...]) -> Any:
+    """A float64 polynomial that compiled code can call."""
+    evaluate = polynomial((), coefficients)
+
+    def value(x: Any) -> Any:
+        return evaluate(x)
+
+    return scalar(value)
+
+
+@intrinsic
+def cast_like(typingctx: Any, value: Any, x: Any) -> Any:
+    """`value` cast to the type of `x`."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return context.cast(builder, arguments[0], value, x)
+
+    return x(value, x), codegen
+
+
+_LGAMMA = _polynomial(  # lgamma(2 + t) / t, |t| <= 1/2
     (
         0.42278433509846713,
         0.32246703342411326,
@@ -36,15 +59,14 @@ _LGAMMA = polynomial(
         2.787992556165169e-07,
         -1.361397647167346e-07,
     ),
-)  # lgamma(2 + t) / t, |t| <= 1/2
-_STIRLING = polynomial(  # B_2k / (2k (2k - 1)) in 1/x^2
-    (), (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360, 1 / 156, -3617 / 122400)
 )
-_DIGAMMA = polynomial(  # B_2k / 2k in 1/x^2
-    (), (1 / 12, -1 / 120, 1 / 252, -1 / 240, 1 / 132, -691 / 32760, 1 / 12, -3617 / 8160)
+_STIRLING = _polynomial(  # B_2k / (2k (2k - 1)) in 1/x^2
+    (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360, 1 / 156, -3617 / 122400)
 )
-_DIGAMMA_NEAR_ROOT = polynomial(  # digamma(1.5 + t) / (1.5 + t - root), |t| <= 1/2
-    (),
+_DIGAMMA = _polynomial(  # B_2k / 2k in 1/x^2
+    (1 / 12, -1 / 120, 1 / 252, -1 / 240, 1 / 132, -691 / 32760, 1 / 12, -3617 / 8160)
+)
+_DIGAMMA_NEAR_ROOT = _polynomial(  # digamma(1.5 + t) / (1.5 + t - root), |t| <= 1/2
     (
         0.9510558760318328,
         -0.42362742128146047,
@@ -77,8 +99,8 @@ _DIGAMMA_ROOT_LOW = 9.549995429965697e-17
 _HALF_LOG_TWO_PI_E = 0.4189385332046727  # (log(2 pi) - 1) / 2
 
 
-@scalar
-def _lgamma_of_positive(a: Scalar) -> Scalar:
+@register_jitable(error_model="numpy")
+def _lgamma_of_positive(a: Any) -> Any:
     """lgamma(a) for a > 0."""
     if a >= 10.0:
         return (a - 0.5) * (log(a) - 1.0) + (_HALF_LOG_TWO_PI_E + _STIRLING(1.0 / (a * a)) / a)
@@ -93,23 +115,23 @@ def _lgamma_of_positive(a: Scalar) -> Scalar:
     return (a - 2.0) * _LGAMMA(a - 2.0) + log(product)
 
 
-@scalar
-def lgamma(x: Scalar) -> Scalar:
+@register_jitable(error_model="numpy")
+def lgamma(x: Any) -> Any:
     """log |gamma(x)|; infinite at zero and the negative integers."""
-    value = like(x, 0.0)
-    a = fabs(value)
+    value = cast_like(x, 0.0)
+    a = abs(value)
     if a == inf:
-        return like(inf, x)
+        return cast_like(inf, x)
     if a < 1e-20:
-        return like(-log(a), x)
+        return cast_like(-log(a), x)
     if value > 0.0 or a != a:
-        return like(_lgamma_of_positive(a), x)
-    sine = fabs(sin(pi * (a - nearest(a))))
-    return like(log(pi / (a * sine)) - _lgamma_of_positive(a), x)
+        return cast_like(_lgamma_of_positive(a), x)
+    sine = abs(sin(pi * (a - round(a))))
+    return cast_like(log(pi / (a * sine)) - _lgamma_of_positive(a), x)
 
 
-@scalar
-def _digamma_of_positive(a: Scalar) -> Scalar:
+@register_jitable(error_model="numpy")
+def _digamma_of_positive(a: Any) -> Any:
     """digamma(a) for a > 0."""
     if a >= 10.0:
         z = 1.0 / (a * a)
@@ -124,15 +146,15 @@ def _digamma_of_positive(a: Scalar) -> Scalar:
     return total + ((a - _DIGAMMA_ROOT) - _DIGAMMA_ROOT_LOW) * _DIGAMMA_NEAR_ROOT(a - 1.5)
 
 
-@scalar
-def digamma(x: Scalar) -> Scalar:
+@register_jitable(error_model="numpy")
+def digamma(x: Any) -> Any:
     """The derivative of log(gamma(x)); NaN at the negative integers, infinite at zero with the sign of -x."""
-    value = like(x, 0.0)
+    value = cast_like(x, 0.0)
     if value > 0.0 or value != value:
-        return like(_digamma_of_positive(value), x)
+        return cast_like(_digamma_of_positive(value), x)
     if value == 0.0:
-        return like(copysign(inf, -value), x)
-    fraction = value - nearest(value)
+        return cast_like(copysign(inf, -value), x)
+    fraction = value - round(value)
     if fraction == 0.0 or value == -inf:
-        return like(nan, x)
-    return like(_digamma_of_positive(1.0 - value) - pi / tan(pi * fraction), x)
+        return cast_like(nan, x)
+    return cast_like(_digamma_of_positive(1.0 - value) - pi / tan(pi * fraction), x)

@@ -15,12 +15,11 @@ from staticgrad.kernels.cpu.vector_math.primitives import (
     copysign,
     fabs,
     leading_half,
-    like,
     polynomial,
     scalar,
     select,
     split_exponent,
-    square_root,
+    sqrt,
 )
 
 _LN2_HIGH = constant(0.693145751953125, 0.6931471803691238)  # 16 and 32 bits: e times it is exact
@@ -51,7 +50,6 @@ _LOG = polynomial(  # (2 artanh(s) - 2 s) / s^3 in s^2
 )
 
 
-@scalar
 def split(x: Scalar) -> Scalar:
     """(m, e) with x = m 2^e, for any positive finite x."""
     small = x < _SMALLEST_NORMAL(x)
@@ -59,18 +57,17 @@ def split(x: Scalar) -> Scalar:
     return m, select(small, e - _LIFT_EXPONENT(x), e)
 
 
-@scalar
 def _with_special_values(x: Scalar, value: Scalar) -> Scalar:
     """`value` but at zero (-inf), below zero and at NaN (NaN), and at infinity (infinity)."""
-    value = select(x > like(0.0, x), value, select(x == like(0.0, x), like(-inf, x), like(nan, x)))
-    return select(x == like(inf, x), x, value)
+    value = select(x > 0.0, value, nan)
+    value = select(x == 0.0, -inf, value)
+    return select(x == inf, x, value)
 
 
-@scalar
 def log_of_parts(f: Scalar, e: Scalar, c: Scalar) -> Scalar:
     """log(1 + f) + e ln 2 + c, for 1 + f in [sqrt(1/2), sqrt(2)) and a correction c."""
-    half_square = like(0.5, f) * f * f
-    s = f / (like(2.0, f) + f)
+    half_square = 0.5 * f * f
+    s = f / (2.0 + f)
     z = s * s
     rest = s * (half_square + z * _LOG(z)) + (e * _LN2_LOW(f) + c)
     return e * _LN2_HIGH(f) - ((half_square - rest) - f)
@@ -80,15 +77,14 @@ def log_of_parts(f: Scalar, e: Scalar, c: Scalar) -> Scalar:
 def log(x: Scalar) -> Scalar:
     """The natural logarithm; NaN below zero, -inf at zero."""
     m, e = split(x)
-    return _with_special_values(x, log_of_parts(m - like(1.0, x), e, like(0.0, x)))
+    return _with_special_values(x, log_of_parts(m - 1.0, e, 0.0))
 
 
-@scalar
 def _log_in_two_parts(m: Scalar) -> Scalar:
     """(high, low) with log(m) = high + low, where high has half the significant bits."""
-    f = m - like(1.0, m)
-    half_square = like(0.5, f) * f * f
-    s = f / (like(2.0, f) + f)
+    f = m - 1.0
+    half_square = 0.5 * f * f
+    s = f / (2.0 + f)
     z = s * s
     high = leading_half(f - half_square)
     return high, ((f - high) - half_square) + s * (half_square + z * _LOG(z))
@@ -120,13 +116,12 @@ def log10(x: Scalar) -> Scalar:
 @scalar
 def log1p(x: Scalar) -> Scalar:
     """log(1 + x), without cancellation near zero; NaN below -1, -inf at -1."""
-    one = like(1.0, x)
-    u = one + x
+    u = 1.0 + x
     m, e = split_exponent(u)
-    lost = select(e > one, one - (u - x), x - (u - one))  # what rounding took from 1 + x
-    near = e == like(0.0, x)
-    f = select(near, x, m - one)
-    c = select(near, like(0.0, x), lost / u)
+    lost = select(e > 1.0, 1.0 - (u - x), x - (u - 1.0))  # what rounding took from 1 + x
+    near = e == 0.0
+    f = select(near, x, m - 1.0)
+    c = select(near, 0.0, lost / u)
     return copysign(_with_special_values(u, log_of_parts(f, e, c)), x)
 
 
@@ -134,11 +129,10 @@ def log1p(x: Scalar) -> Scalar:
 def asinh(x: Scalar) -> Scalar:
     """log(x + sqrt(x^2 + 1)), as an odd function."""
     a = fabs(x)
-    one = like(1.0, x)
     huge = a > _SQUARES_OVERFLOW(x)
     square = a * a
-    moderate = a + square / (one + square_root(square + one))
-    value = log1p(select(huge, a, moderate)) + select(huge, _LN2(x), like(0.0, x))
+    moderate = a + square / (1.0 + sqrt(square + 1.0))
+    value = log1p(select(huge, a, moderate)) + select(huge, _LN2(x), 0.0)
     return copysign(value, x)
 
 
@@ -146,14 +140,14 @@ def asinh(x: Scalar) -> Scalar:
 def acosh(x: Scalar) -> Scalar:
     """log(x + sqrt(x^2 - 1)); NaN below one."""
     huge = x > _SQUARES_OVERFLOW(x)
-    t = x - like(1.0, x)
-    moderate = t + square_root(t * (t + like(2.0, x)))
-    value = log1p(select(huge, x, moderate)) + select(huge, _LN2(x), like(0.0, x))
-    return select(x >= like(1.0, x), value, like(nan, x))
+    t = x - 1.0
+    moderate = t + sqrt(t * (t + 2.0))
+    value = log1p(select(huge, x, moderate)) + select(huge, _LN2(x), 0.0)
+    return select(x >= 1.0, value, nan)
 
 
 @scalar
 def atanh(x: Scalar) -> Scalar:
     """log((1 + x) / (1 - x)) / 2; infinite at +-1, NaN beyond."""
     a = fabs(x)
-    return copysign(like(0.5, x) * log1p(like(2.0, x) * a / (like(1.0, x) - a)), x)
+    return copysign(0.5 * log1p(2.0 * a / (1.0 - a)), x)

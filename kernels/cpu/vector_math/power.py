@@ -9,21 +9,21 @@ from __future__ import annotations
 
 from math import inf, nan
 
-from numba import types
-from numba.extending import overload
 from staticgrad.kernels.cpu.vector_math.angle_reduction import exact_product, exact_sum
-from staticgrad.kernels.cpu.vector_math.exponential import clamp, exp2, exp2_of_sum, rounded
+from staticgrad.kernels.cpu.vector_math.exponential import clamp, exp2, exp2_of_sum
 from staticgrad.kernels.cpu.vector_math.logarithm import log2, split
 from staticgrad.kernels.cpu.vector_math.primitives import (
+    SINGLE,
     Scalar,
     copysign,
     fabs,
     fused_multiply_add,
     like,
     narrowed,
-    nearest,
     polynomial,
     power_of_two,
+    round,
+    rounded,
     scalar,
     select,
     widened,
@@ -31,10 +31,10 @@ from staticgrad.kernels.cpu.vector_math.primitives import (
 
 _LOG2_E = 1.4426950408889634
 _LOG2_E_LOW = 2.0355273740931033e-17
-_NARROW_LOG2 = polynomial(
+_NARROW_LOG2 = polynomial(  # log2((1 + s) / (1 - s)) / s in s^2
     (), (2.8853900817901437, 0.9617966732813233, 0.5770835949640435, 0.4116721890673657, 0.34073888749900777)
-)  # log2((1 + s) / (1 - s)) / s in s^2
-_NARROW_EXP2 = polynomial(
+)
+_NARROW_EXP2 = polynomial(  # (2^r - 1) / r
     (),
     (
         0.6931471838168853,
@@ -45,8 +45,8 @@ _NARROW_EXP2 = polynomial(
         0.00015461366521880886,
         1.3359726641381487e-05,
     ),
-)  # (2^r - 1) / r
-_TAIL = polynomial(
+)
+_TAIL = polynomial(  # the artanh series beyond 2 s + (2/3) s^3, over s^5, in s^2
     (),
     (
         0.3999999999999998,
@@ -58,10 +58,9 @@ _TAIL = polynomial(
         0.11674832791275308,
         0.11988894156225792,
     ),
-)  # the artanh series beyond 2 s + (2/3) s^3, over s^5, in s^2
+)
 
 
-@scalar
 def _narrow_power(x: Scalar, y: Scalar) -> Scalar:
     """|x|^y for float32, rounded once from float64."""
     m, e = split(fabs(widened(x)))
@@ -73,7 +72,6 @@ def _narrow_power(x: Scalar, y: Scalar) -> Scalar:
     return narrowed((1.0 + r * _NARROW_EXP2(r)) * power_of_two(n))
 
 
-@scalar
 def _log2_in_two_parts(m: Scalar, e: Scalar) -> Scalar:
     """(high, low) with log2(m) + e = high + low to about 2^-66 of itself."""
     numerator, denominator = m - 1.0, m + 1.0
@@ -98,7 +96,6 @@ def _log2_in_two_parts(m: Scalar, e: Scalar) -> Scalar:
     return total, total_low + product_low
 
 
-@scalar
 def _wide_power(x: Scalar, y: Scalar) -> Scalar:
     """|x|^y for float64."""
     m, e = split(fabs(x))
@@ -110,12 +107,7 @@ def _wide_power(x: Scalar, y: Scalar) -> Scalar:
 
 def _magnitude(x: Scalar, y: Scalar) -> Scalar:
     """|x|^y for finite non-zero x and finite y."""
-    raise NotImplementedError("pow: callable from compiled code only")
-
-
-@overload(_magnitude, jit_options={"error_model": "numpy", "forceinline": True})
-def _magnitude_of(x: Scalar, y: Scalar) -> Scalar:
-    return _narrow_power if x == types.float32 else _wide_power
+    return _narrow_power(x, y) if x.kind == SINGLE else _wide_power(x, y)
 
 
 @scalar
@@ -129,13 +121,13 @@ def pow(x: Scalar, y: Scalar) -> Scalar:
     value = select((a == zero) | (a == infinity), select(vanishes, zero, infinity), value)
     grows = (a > one) ^ (y < zero)
     value = select(fabs(y) == infinity, select(a == one, one, select(grows, infinity, zero)), value)
-    half = y * like(0.5, y)
-    integral = nearest(y) == y
-    odd = integral & (nearest(half) != half)
+    half = y * 0.5
+    integral = round(y) == y
+    odd = integral & (round(half) != half)
     negative = copysign(one, x) < zero
     value = select(negative & odd, -value, value)
-    invalid = (x < zero) & (a != infinity) & (fabs(y) != infinity) & (not integral)
-    value = select(invalid | (x != x) | (y != y), like(nan, x), value)
+    invalid = (x < zero) & (a != infinity) & (fabs(y) != infinity) & ~integral
+    value = select(invalid | (x != x) | (y != y), nan, value)
     return select((x == one) | (y == zero), one, value)
 
 
@@ -143,7 +135,7 @@ def pow(x: Scalar, y: Scalar) -> Scalar:
 def cbrt(x: Scalar) -> Scalar:
     """The real cube root, by one step of Newton's method from 2^(log2|x| / 3)."""
     a = fabs(x)
-    root = exp2(log2(a) / like(3.0, x))
-    root = root - (root - a / (root * root)) / like(3.0, x)
-    finite = (a > like(0.0, x)) & (a < like(inf, x))
+    root = exp2(log2(a) / 3.0)
+    root = root - (root - a / (root * root)) / 3.0
+    finite = (a > 0.0) & (a < inf)
     return select(finite, copysign(root, x), x)

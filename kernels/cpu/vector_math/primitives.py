@@ -1,69 +1,190 @@
-"""What the vector maths is written in: constants, polynomials and bit operations of the argument's own type.
+"""What the vector maths is written in: scalar values whose arithmetic becomes LLVM instructions of their own type.
 
-Numba promotes a Python constant to float64 and an int32 sum to int64, either of which would halve the vector width.
-So constants come from `constant`, `polynomial` and `like`, which take the type of their argument, and work on bits
-is done by small intrinsics. None of them branches, so that LLVM vectorises a loop around them on any CPU.
+A function marked `@scalar` is called by compiled code like any other. Numba does not compile its body: the body runs
+once, on `Value`s, and what it computes with them is written down as LLVM instructions, straight into the loop that
+calls it. That costs a millisecond or two where a compiled function costs thirty for itself and for each function it
+uses; and a constant takes the type of the value it meets, where Numba would promote float32 to float64 and an int32
+sum to int64, either of which would halve the vector width. Nothing here branches, so LLVM vectorises the loop on any
+CPU.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
-from typing import Any, TypeVar
+from functools import wraps
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic, register_jitable
+from numba.extending import lower_builtin, type_callable
 
-Scalar = Any
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-MANTISSA_BITS = {types.float32: 23, types.float64: 52}
-EXPONENT_BIAS = {types.float32: 127, types.float64: 1023}
+BOOLEAN, SINGLE, DOUBLE = ir.IntType(1), ir.FloatType(), ir.DoubleType()
+WIDTH = {SINGLE: 32, DOUBLE: 64}
+MANTISSA_BITS = {SINGLE: 23, DOUBLE: 52}
+EXPONENT_BIAS = {SINGLE: 127, DOUBLE: 1023}
+_LEADING_CLEARED = {SINGLE: 12, DOUBLE: 27}
+
+
+class Value:
+    """A float32, float64, integer or bool in the function that is being compiled."""
+
+    __slots__ = ("builder", "code")
+
+    def __init__(self, builder: Any, code: Any) -> None:
+        self.builder = builder
+        self.code = code
+
+    @property
+    def kind(self) -> Any:
+        """The LLVM type."""
+        return self.code.type
+
+    def same_kind(self, other: Value | float) -> Any:
+        """The LLVM code of `other`; a Python number becomes a constant of this value's type."""
+        return other.code if isinstance(other, Value) else literal(self.kind, other)
+
+    def _arithmetic(self, instruction: str, left: Value | float, right: Value | float) -> Value:
+        emit = getattr(self.builder, instruction)
+        return Value(self.builder, emit(self.same_kind(left), self.same_kind(right)))
+
+    def _compare(self, operator: str, other: Value | float) -> Value:
+        compare = self.builder.fcmp_unordered if operator == "!=" else self.builder.fcmp_ordered
+        return Value(self.builder, compare(operator, self.code, self.same_kind(other)))
+
+    def __add__(self, other: Scalar) -> Value:
+        return self._arithmetic("fadd", self, other)
+
+    def __radd__(self, other: Scalar) -> Value:
+        return self._arithmetic("fadd", other, self)
+
+    def __sub__(self, other: Scalar) -> Value:
+        return self._arithmetic("fsub", self, other)
+
+    def __rsub__(self, other: Scalar) -> Value:
+        return self._arithmetic("fsub", other, self)
+
+    def __mul__(self, other: Scalar) -> Value:
+        return self._arithmetic("fmul", self, other)
+
+    def __rmul__(self, other: Scalar) -> Value:
+        return self._arithmetic("fmul", other, self)
+
+    def __truediv__(self, other: Scalar) -> Value:
+        return self._arithmetic("fdiv", self, other)
+
+    def __rtruediv__(self, other: Scalar) -> Value:
+        return self._arithmetic("fdiv", other, self)
+
+    def __neg__(self) -> Value:
+        return Value(self.builder, self.builder.fneg(self.code))
+
+    def __lt__(self, other: Scalar) -> Value:
+        return self._compare("<", other)
+
+    def __le__(self, other: Scalar) -> Value:
+        return self._compare("<=", other)
+
+    def __gt__(self, other: Scalar) -> Value:
+        return self._compare(">", other)
+
+    def __ge__(self, other: Scalar) -> Value:
+        return self._compare(">=", other)
+
+    def __eq__(self, other: Scalar) -> Value:  # type: ignore[override]
+        return self._compare("==", other)
+
+    def __ne__(self, other: Scalar) -> Value:  # type: ignore[override]
+        return self._compare("!=", other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __and__(self, other: Value) -> Value:
+        return Value(self.builder, self.builder.and_(self.code, other.code))
+
+    def __or__(self, other: Value) -> Value:
+        return Value(self.builder, self.builder.or_(self.code, other.code))
+
+    def __xor__(self, other: Value) -> Value:
+        return Value(self.builder, self.builder.xor(self.code, other.code))
+
+    def __invert__(self) -> Value:
+        return Value(self.builder, self.builder.not_(self.code))
+
+    def __bool__(self) -> bool:
+        raise TypeError("vector_math: a scalar function cannot branch on a value; use select(condition, x, y)")
+
+
+Scalar = Any  # a Value, or a number that becomes a constant
 
 
 def scalar(function: Function) -> Function:
-    """Make a function callable from compiled code, compiled apart for each type and always inlined."""
-    compiled: Function = register_jitable(error_model="numpy", forceinline=True)(function)
-    return compiled
+    """Make a function of one or two values callable from compiled code, for float32 and float64."""
+    count = len(inspect.signature(function).parameters)
+
+    @wraps(function)
+    def traced(*operands: Scalar) -> Any:
+        if not any(isinstance(operand, Value) for operand in operands):
+            raise NotImplementedError(
+                f"{function.__name__}: callable from compiled code only; the same name on NumPy arrays stands in "
+                "staticgrad.graph.ops.numpy_math"
+            )
+        return function(*operands)
+
+    def result(*kinds: Any) -> Any:
+        alike = all(isinstance(kind, types.Float) and kind == kinds[0] for kind in kinds)
+        return kinds[0] if alike else None
+
+    def unary(x: Any) -> Any:
+        return result(x)
+
+    def binary(x: Any, y: Any) -> Any:
+        return result(x, y)
+
+    def typing(context: Any) -> Any:
+        return (unary, binary)[count - 1]
+
+    def lowering(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return function(*(Value(builder, code) for code in arguments)).code
+
+    type_callable(traced)(typing)
+    for kind in (types.float32, types.float64):
+        lower_builtin(traced, *[kind] * count)(lowering)
+    return cast(Function, traced)
 
 
 def literal(kind: Any, value: float) -> ir.Constant:
-    """The LLVM constant `value`, rounded to the Numba type `kind`."""
-    if kind == types.float32:
-        return ir.Constant(ir.FloatType(), float(np.float32(value)))
-    return ir.Constant(ir.DoubleType(), float(value))
+    """The LLVM constant `value`, rounded to the LLVM type `kind`."""
+    return ir.Constant(kind, float(np.float32(value)) if kind == SINGLE else value)
 
 
 def constant(single: float, double: float | None = None) -> Any:
     """A function of x that answers with a constant of x's type: `single` for float32, `double` for float64."""
-    other = single if double is None else double
 
-    @intrinsic
-    def value(typingctx: Any, x: Any) -> Any:
-        def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            return literal(x, single if x == types.float32 else other)
-
-        return x(x), codegen
+    def value(x: Value) -> Value:
+        number = single if double is None or x.kind == SINGLE else double
+        return Value(x.builder, literal(x.kind, number))
 
     return value
+
+
+def like(value: float, x: Value) -> Value:
+    """A number as a constant of x's type, where no other operand says which type is meant."""
+    return Value(x.builder, literal(x.kind, value))
 
 
 def polynomial(single: tuple[float, ...], double: tuple[float, ...]) -> Any:
     """A function p(x) = sum c_k x^k by Horner's rule, with one table of coefficients for each precision."""
 
-    @intrinsic
-    def evaluate(typingctx: Any, x: Any) -> Any:
-        table = single if x == types.float32 else double
-
-        def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            (value,) = arguments
-            total = literal(x, table[-1])
-            for coefficient in reversed(table[:-1]):
-                total = call_llvm(builder, "llvm.fmuladd", total, value, literal(x, coefficient))
-            return total
-
-        return x(x), codegen
+    def evaluate(x: Value) -> Value:
+        table = single if x.kind == SINGLE else double
+        total: Scalar = table[-1]
+        for coefficient in reversed(table[:-1]):
+            total = multiply_add(x, total, coefficient)
+        return total  # type: ignore[no-any-return]
 
     return evaluate
 
@@ -75,129 +196,121 @@ def call_llvm(builder: Any, name: str, *arguments: Any) -> Any:
     return builder.call(builder.module.declare_intrinsic(name, [kind], function_type), arguments)
 
 
-def floating(name: str, operands: int) -> Any:
-    """The LLVM intrinsic `name` as a function of one to three floats of one type."""
-
-    def typed(*kinds: Any) -> Any:
-        if not all(isinstance(kind, types.Float) and kind == kinds[0] for kind in kinds):
-            return None
-
-        def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            return call_llvm(builder, name, *arguments)
-
-        return kinds[0](*kinds), codegen
-
-    def unary(typingctx: Any, x: Any) -> Any:
-        return typed(x)
-
-    def binary(typingctx: Any, x: Any, y: Any) -> Any:
-        return typed(x, y)
-
-    def ternary(typingctx: Any, x: Any, y: Any, z: Any) -> Any:
-        return typed(x, y, z)
-
-    return intrinsic((unary, binary, ternary)[operands - 1])
+def _intrinsic(name: str, *operands: Scalar) -> Value:
+    first = next(operand for operand in operands if isinstance(operand, Value))
+    return Value(first.builder, call_llvm(first.builder, name, *map(first.same_kind, operands)))
 
 
-multiply_add = floating("llvm.fmuladd", 3)  # fused where the CPU does that fast, else rounded twice
-fused_multiply_add = floating("llvm.fma", 3)  # always rounded once; a slow call on a CPU without the instruction
-fabs = floating("llvm.fabs", 1)
-copysign = floating("llvm.copysign", 2)
-square_root = floating("llvm.sqrt", 1)
-nearest = floating("llvm.rint", 1)
+def multiply_add(a: Scalar, b: Scalar, c: Scalar) -> Value:
+    """a b + c, fused where the CPU does that fast, else rounded twice."""
+    return _intrinsic("llvm.fmuladd", a, b, c)
 
 
-@intrinsic
-def like(typingctx: Any, value: Any, x: Any) -> Any:
-    """`value` cast to the type of `x`; a constant stays a constant."""
-
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return context.cast(builder, arguments[0], value, x)
-
-    return x(value, x), codegen
+def fused_multiply_add(a: Scalar, b: Scalar, c: Scalar) -> Value:
+    """a b + c, rounded once; a slow call on a CPU without the instruction."""
+    return _intrinsic("llvm.fma", a, b, c)
 
 
-@intrinsic
-def select(typingctx: Any, condition: Any, x: Any, y: Any) -> Any:
-    """`x` where `condition` (a bool) holds, else `y`; both are evaluated, nothing branches."""
-    if condition != types.boolean or x != y:
-        return None
-
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.select(*arguments)
-
-    return x(condition, x, y), codegen
+def fabs(x: Scalar) -> Value:
+    """The magnitude of x."""
+    return _intrinsic("llvm.fabs", x)
 
 
-@intrinsic
-def power_of_two(typingctx: Any, n: Any) -> Any:
+@scalar
+def copysign(x: Scalar, y: Scalar) -> Value:
+    """The magnitude of x with the sign of y."""
+    return _intrinsic("llvm.copysign", x, y)
+
+
+@scalar
+def sqrt(x: Scalar) -> Value:
+    """The square root; NaN below zero."""
+    return _intrinsic("llvm.sqrt", x)
+
+
+@scalar
+def floor(x: Scalar) -> Value:
+    """The largest integer not above x."""
+    return _intrinsic("llvm.floor", x)
+
+
+@scalar
+def ceil(x: Scalar) -> Value:
+    """The smallest integer not below x."""
+    return _intrinsic("llvm.ceil", x)
+
+
+@scalar
+def trunc(x: Scalar) -> Value:
+    """The integer part of x."""
+    return _intrinsic("llvm.trunc", x)
+
+
+@scalar
+def round(x: Scalar) -> Value:
+    """The integer nearest to x, half to even."""
+    return _intrinsic("llvm.rint", x)
+
+
+def select(condition: Value, x: Scalar, y: Scalar) -> Value:
+    """x where `condition` holds, else y; both are evaluated, nothing branches."""
+    one = x if isinstance(x, Value) else y
+    return Value(condition.builder, condition.builder.select(condition.code, one.same_kind(x), one.same_kind(y)))
+
+
+def bits(x: Value) -> Any:
+    """The LLVM code of x as an integer of its width."""
+    return x.builder.bitcast(x.code, ir.IntType(WIDTH[x.kind]))
+
+
+def from_bits(x: Value, pattern: Any) -> Value:
+    """The float of x's type with the bits `pattern`."""
+    return Value(x.builder, x.builder.bitcast(pattern, x.kind))
+
+
+def rounding_origin(kind: Any) -> float:
+    """1.5 2^52, or 2^23 in float32: its unit in the last place is one, so adding it rounds to an integer, which then
+    stands in the low bits in two's complement."""
+    return float(1.5 * 2.0 ** MANTISSA_BITS[kind])
+
+
+def rounded(x: Value) -> Value:
+    """The nearest integer to x, ties to even, for |x| < 2^22; without the instruction that old CPUs lack."""
+    return (x + rounding_origin(x.kind)) - rounding_origin(x.kind)
+
+
+def power_of_two(n: Value) -> Value:
     """2^n for an integral float n with 2^n normal; any other n gives some float, never a trap."""
-    bits, bias = MANTISSA_BITS[n], EXPONENT_BIAS[n]
-
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        integer = ir.IntType(n.bitwidth)
-        # 1.5 * 2^bits has a unit of one in its last place: the low bits of the sum are n, in two's complement.
-        shifted = builder.bitcast(builder.fadd(arguments[0], literal(n, 1.5 * 2.0**bits)), integer)
-        exponent = builder.add(shifted, integer(bias))
-        return builder.bitcast(builder.shl(exponent, integer(bits)), arguments[0].type)
-
-    return n(n), codegen
+    builder, size = n.builder, MANTISSA_BITS[n.kind]
+    shifted = bits(n + rounding_origin(n.kind))
+    exponent = builder.add(shifted, shifted.type(EXPONENT_BIAS[n.kind]))
+    return from_bits(n, builder.shl(exponent, shifted.type(size)))
 
 
-@intrinsic
-def split_exponent(typingctx: Any, x: Any) -> Any:
+def split_exponent(x: Value) -> tuple[Value, Value]:
     """(m, e) with x = m 2^e and m in [sqrt(1/2), sqrt(2)), e an integral float; x positive, finite and normal."""
-    bits = MANTISSA_BITS[x]
-
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        integer = ir.IntType(x.bitwidth)
-        half = builder.bitcast(literal(x, 0.5**0.5), integer)
-        offset = builder.sub(builder.bitcast(arguments[0], integer), half)
-        mantissa = builder.add(builder.and_(offset, integer((1 << bits) - 1)), half)
-        # The arithmetic shift leaves e as a small integer; adding it to the bits of 1.5 * 2^bits makes it a float
-        # without a conversion from a 64-bit integer, which few CPUs have as a vector instruction.
-        origin = literal(x, 1.5 * 2.0**bits)
-        exponent = builder.add(builder.ashr(offset, integer(bits)), builder.bitcast(origin, integer))
-        exponent = builder.fsub(builder.bitcast(exponent, arguments[0].type), origin)
-        return context.make_tuple(
-            builder, signature.return_type, (builder.bitcast(mantissa, arguments[0].type), exponent)
-        )
-
-    return types.UniTuple(x, 2)(x), codegen
+    builder, size = x.builder, MANTISSA_BITS[x.kind]
+    half = builder.bitcast(literal(x.kind, 0.5**0.5), ir.IntType(WIDTH[x.kind]))
+    offset = builder.sub(bits(x), half)
+    mantissa = builder.add(builder.and_(offset, offset.type((1 << size) - 1)), half)
+    # The arithmetic shift leaves e as a small integer; adding it to the bits of the rounding origin makes it a float
+    # without a conversion from a 64-bit integer, which few CPUs have as a vector instruction.
+    origin = builder.bitcast(literal(x.kind, rounding_origin(x.kind)), offset.type)
+    exponent = from_bits(x, builder.add(builder.ashr(offset, offset.type(size)), origin))
+    return from_bits(x, mantissa), exponent - rounding_origin(x.kind)
 
 
-@intrinsic
-def leading_half(typingctx: Any, x: Any) -> Any:
+def leading_half(x: Value) -> Value:
     """x with the lower half of its significand cleared, so that a product of two such values is exact."""
-    cleared = {types.float32: 12, types.float64: 27}[x]
-
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        integer = ir.IntType(x.bitwidth)
-        kept = builder.and_(builder.bitcast(arguments[0], integer), integer(-(1 << cleared)))
-        return builder.bitcast(kept, arguments[0].type)
-
-    return x(x), codegen
+    pattern = bits(x)
+    return from_bits(x, x.builder.and_(pattern, pattern.type(-(1 << _LEADING_CLEARED[x.kind]))))
 
 
-@intrinsic
-def widened(typingctx: Any, x: Any) -> Any:
+def widened(x: Value) -> Value:
     """A float32 as a float64."""
-    if x != types.float32:
-        return None
-
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.fpext(arguments[0], ir.DoubleType())
-
-    return types.float64(x), codegen
+    return Value(x.builder, x.builder.fpext(x.code, DOUBLE))
 
 
-@intrinsic
-def narrowed(typingctx: Any, x: Any) -> Any:
+def narrowed(x: Value) -> Value:
     """A float64 rounded to a float32."""
-    if x != types.float64:
-        return None
-
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.fptrunc(arguments[0], ir.FloatType())
-
-    return types.float32(x), codegen
+    return Value(x.builder, x.builder.fptrunc(x.code, SINGLE))

@@ -20,7 +20,7 @@ from staticgrad.kernels.cpu.vector_math.primitives import (
     polynomial,
     scalar,
     select,
-    square_root,
+    sqrt,
 )
 
 _SIN = polynomial(  # (sin(r) - r) / r^3 in r^2
@@ -86,15 +86,13 @@ _TAN_EIGHTH = constant(0.41421356237309503)  # tan(pi/8)
 _TAN_THREE_EIGHTHS = constant(2.414213562373095)  # tan(3 pi/8)
 
 
-@scalar
 def _sin_and_cos(r: Scalar, tail: Scalar) -> Scalar:
     """sin and cos of r + tail, for |r| <= pi/4."""
-    one, half = like(1.0, r), like(0.5, r)
     z = r * r
-    sine = r + multiply_add(z * r, _SIN(z), tail * (one - half * z))
-    half_square = half * z
-    leading = one - half_square
-    cosine = leading + (((one - leading) - half_square) + (z * z * _COS(z) - r * tail))
+    sine = r + multiply_add(z * r, _SIN(z), tail * (1.0 - 0.5 * z))
+    half_square = 0.5 * z
+    leading = 1.0 - half_square
+    cosine = leading + (((1.0 - leading) - half_square) + (z * z * _COS(z) - r * tail))
     return sine, cosine
 
 
@@ -125,7 +123,6 @@ def tan(x: Scalar) -> Scalar:
     return select(fabs(x) < _LINEAR(x), x, value)
 
 
-@scalar
 def _asin_series(x: Scalar) -> Scalar:
     """asin(x) - x for |x| <= 1/2."""
     z = x * x
@@ -136,10 +133,10 @@ def _asin_series(x: Scalar) -> Scalar:
 def asin(x: Scalar) -> Scalar:
     """The angle in [-pi/2, pi/2] whose sine is x; NaN for |x| > 1."""
     a = fabs(x)
-    outer = a > like(0.5, x)
-    s = select(outer, square_root(like(0.5, x) * (like(1.0, x) - a)), a)
+    outer = a > 0.5
+    s = select(outer, sqrt(0.5 * (1.0 - a)), a)
     series = _asin_series(s)
-    far = like(pi / 2, x) - (like(2.0, x) * s + (like(2.0, x) * series - _QUARTER_LOW(x)))
+    far = pi / 2 - (2.0 * s + (2.0 * series - _QUARTER_LOW(x)))
     return copysign(select(outer, far, s + series), x)
 
 
@@ -147,17 +144,16 @@ def asin(x: Scalar) -> Scalar:
 def acos(x: Scalar) -> Scalar:
     """The angle in [0, pi] whose cosine is x; NaN for |x| > 1."""
     a = fabs(x)
-    outer = a > like(0.5, x)
-    s = select(outer, square_root(like(0.5, x) * (like(1.0, x) - a)), x)
+    outer = a > 0.5
+    s = select(outer, sqrt(0.5 * (1.0 - a)), x)
     series = _asin_series(s)
-    doubled = like(2.0, x) * (s + series)
+    doubled = 2.0 * (s + series)
     low = _QUARTER_LOW(x)
-    mirrored = like(pi, x) - (doubled - like(2.0, x) * low)
-    middle = like(pi / 2, x) - (s + (series - low))
-    return select(outer, select(x > like(0.0, x), doubled, mirrored), middle)
+    mirrored = pi - (doubled - 2.0 * low)
+    middle = pi / 2 - (s + (series - low))
+    return select(outer, select(x > 0.0, doubled, mirrored), middle)
 
 
-@scalar
 def _atan_of_ratio(y: Scalar, x: Scalar) -> Scalar:
     """(base, t, low) with atan(y / x) = base + (t + low), for y and x positive or zero, not both zero or infinite."""
     zero, one = like(0.0, x), like(1.0, x)
@@ -165,10 +161,10 @@ def _atan_of_ratio(y: Scalar, x: Scalar) -> Scalar:
     middle = (y > _TAN_EIGHTH(x) * x) & (y <= _TAN_THREE_EIGHTHS(x) * x)
     numerator = select(above, -x, select(middle, y - x, y))
     denominator = select(above, y, select(middle, y + x, x))
-    quarter = select(above, one, select(middle, like(0.5, x), zero))
+    quarter = select(above, one, select(middle, 0.5, zero))
     t = numerator / denominator
     z = t * t
-    return quarter * like(pi / 2, x), t, multiply_add(t * z, _ATAN(z), quarter * _QUARTER_LOW(x))
+    return quarter * pi / 2, t, multiply_add(t * z, _ATAN(z), quarter * _QUARTER_LOW(x))
 
 
 @scalar
@@ -181,15 +177,15 @@ def atan(x: Scalar) -> Scalar:
 @scalar
 def atan2(y: Scalar, x: Scalar) -> Scalar:
     """The angle of the point (x, y), in [-pi, pi], with the sign of y; zeros and infinities as in C."""
-    zero, one = like(0.0, x), like(1.0, x)
-    scale = select((fabs(x) > _LARGE(x)) | (fabs(y) > _LARGE(x)), like(0.0625, x), one)  # no sum below overflows
+    one = like(1.0, x)
+    scale = select((fabs(x) > _LARGE(x)) | (fabs(y) > _LARGE(x)), 0.0625, one)  # no sum below overflows
     a, b = fabs(y) * scale, fabs(x) * scale
     infinite = (a == b) & (a > _LARGE(x))
     a = select(infinite, one, a)
-    b = select(infinite | ((a == zero) & (b == zero)), one, b)
+    b = select(infinite | ((a == 0.0) & (b == 0.0)), one, b)
     base, t, low = _atan_of_ratio(a, b)
     near = base + (t + low)
-    mirrored = like(pi, x) - base
-    lost = (like(pi, x) - mirrored) - base
-    far = mirrored - (t + (low - (lost + like(2.0, x) * _QUARTER_LOW(x))))
-    return copysign(select(copysign(one, x) < zero, far, near), y)
+    mirrored = pi - base
+    lost = (pi - mirrored) - base
+    far = mirrored - (t + (low - (lost + 2.0 * _QUARTER_LOW(x))))
+    return copysign(select(copysign(one, x) < 0.0, far, near), y)
