@@ -34,6 +34,41 @@ def of_one_element(node: Node, rewriter: Rewriter) -> Node | None:
     return rewriter.stretched(rewriter.reshaped(x.operands[0], ()), node.shape)
 
 
+def undone_above(node: Node, rewriter: Rewriter) -> Node | None:
+    """view(f(g(view'(x)))) -> f(g(x)), where view undoes view' and f, g work on one operand and scalars, element by
+    element, for nobody else. Every node is walked over by one view at most, so that all walks together are linear."""
+    chain: list[tuple[Node, int]] = []  # the elementwise nodes from above, and which operand leads down
+    below = node.operands[0]
+    while below.op is not node.op:
+        position = _single_operand(below)
+        if position is None or not rewriter.only_reader(below):
+            return None
+        chain.append((below, position))
+        below = below.operands[position]
+    if not chain or not _undoes(node, below):
+        return None
+    found = below.operands[0]
+    for above, position in reversed(chain):
+        operands = [found if i == position else operand for i, operand in enumerate(above.operands)]
+        found = rewriter.make(above.op, *operands, **above.attributes)
+    return found
+
+
+def _single_operand(node: Node) -> int | None:
+    """The position of the one operand with axes, which has the node's own shape, of an elementwise op; or None."""
+    if node.op.kind != "elementwise":
+        return None
+    shaped = [i for i, operand in enumerate(node.operands) if operand.ndim]
+    return shaped[0] if len(shaped) == 1 and node.operands[shaped[0]].shape == node.shape else None
+
+
+def _undoes(last: Node, first: Node) -> bool:
+    """Whether the view `last`, applied right after the view `first` of the same op, gives `first`'s operand back."""
+    if last.op is permute_dims:
+        return [first.attributes["axes"][axis] for axis in last.attributes["axes"]] == list(range(last.ndim))
+    return last.shape == first.operands[0].shape
+
+
 # ---------------------------------------------------------------- reshape
 
 
@@ -228,8 +263,8 @@ def flattened(shape: Shape, count: int) -> Shape:
 
 
 RULES = {
-    "reshape": (no_change, of_one_element, reshape_of_reshape),
-    "permute_dims": (no_change, of_one_element, permute_of_permute, permute_of_ones),
+    "reshape": (no_change, of_one_element, reshape_of_reshape, undone_above),
+    "permute_dims": (no_change, of_one_element, permute_of_permute, permute_of_ones, undone_above),
     "broadcast_to": (
         no_change,
         broadcast_of_broadcast,

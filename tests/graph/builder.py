@@ -118,6 +118,13 @@ def graphs(choice: Choice = EVERYTHING, steps: int = 40) -> st.SearchStrategy[Gr
     return st.builds(random_graph, st.integers(0, 2**32), st.integers(steps // 4, steps), st.just(choice))
 
 
+class RandomGraph(Graph):
+    """A graph that Hypothesis shows as `format_graph` prints it, not field by field through all operands."""
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(f"\n{self}\n")
+
+
 def random_graph(seed: int, steps: int, choice: Choice = EVERYTHING) -> Graph:
     """The graph that `seed` and `steps` stand for."""
     r = Random(seed)
@@ -133,7 +140,7 @@ def random_graph(seed: int, steps: int, choice: Choice = EVERYTHING) -> Graph:
     unread = [value for value in values if value not in read]
     outputs = [*r.choices(values, k=r.randint(0, 2)), *(unread or values)[-4:]]
     updates = [(state, r.choice([value for value in values if value.spec == state.spec])) for state in states]
-    return b.graph(*outputs, updates=[pair for pair in updates if r.random() < 0.5])
+    return RandomGraph(tuple(b.inputs), tuple(outputs), tuple(pair for pair in updates if r.random() < 0.5))
 
 
 def _step(r: Random, b: Builder, values: Sequence[Node], choice: Choice) -> list[Node]:

@@ -303,6 +303,29 @@ def test_each_rewrite_is_exact(make: Make, left: list[str]) -> None:
     assert same_results(before, after, special_arrays(before))
 
 
+def test_views_that_undo_each_other_around_elementwise_ops() -> None:
+    b = Builder()
+    x, y, rate = b.argument((2, 3, 4)), b.argument((2, 6)), b.scalar()
+    turned = b("permute_dims", b("neg", b("mul", rate, b("permute_dims", x, axes=(2, 0, 1)))), axes=(1, 2, 0))
+    flat = b("reshape", b("abs", b("reshape", y, shape=(12,))), shape=(2, 6))
+    before = b.graph(turned, flat)
+    after = rewrite(before)
+    verify(after)
+    assert names(after) == ["mul", "neg", "abs"]
+    assert same_results(before, after, arrays_for(before, special=True))
+
+
+def test_views_that_others_need_stay() -> None:
+    b = Builder()
+    x, y = b.argument((2, 3)), b.argument((3, 2))
+    between = b("neg", b("permute_dims", x, axes=(1, 0)))
+    shared = b("permute_dims", between, axes=(1, 0))
+    other = b("permute_dims", b("add", y, b("permute_dims", x, axes=(1, 0))), axes=(1, 0))
+    after = rewrite(b.graph(shared, between, other))
+    assert names(after) == ["permute_dims", "neg", "permute_dims", "add", "permute_dims"]
+    assert rewrite(after) is after
+
+
 # ---------------------------------------------------------------- products: exact on whole numbers
 
 
