@@ -11,7 +11,7 @@ import mpmath as mp
 import numpy as np
 import pytest
 from llvmlite import binding
-from numba import njit, types
+from numba import config, njit, types
 from staticgrad.graph.ops import numpy_math
 from staticgrad.kernels.cpu import vector_math
 
@@ -353,8 +353,9 @@ def test_exact_functions_give_numpys_bits(name: str) -> None:
 
 def vector_width() -> int:
     """How many float32 fit a vector register that LLVM uses here."""
-    features = binding.get_host_cpu_features()
-    return 8 if features.get("avx2") else 4
+    if config.CPU_NAME is not None:  # NUMBA_CPU_NAME=generic runs these tests as on a CPU of 2003
+        return 4
+    return 8 if binding.get_host_cpu_features().get("avx2") else 4
 
 
 @pytest.mark.parametrize("name", VECTORISED)
@@ -369,9 +370,9 @@ def test_loop_becomes_vector_instructions(name: str) -> None:
 def test_pow_and_threefry_become_vector_instructions() -> None:
     kernel = binary_kernel("pow", np.float32)
     code = kernel.inspect_llvm(kernel.signatures[0])
-    assert any(f"<{width} x double>" in code for width in (4, 8, 16))
+    assert any(f"<{width} x double>" in code for width in (2, 4, 8))
     code = threefry_kernel().inspect_llvm(threefry_kernel().signatures[0])
-    assert any(f"add <{width} x i32>" in code for width in (4, 8, 16))
+    assert any(f"add <{width} x i32>" in code for width in (2, 4, 8, 16))
 
 
 def test_numpy_module_loads_no_numba() -> None:
