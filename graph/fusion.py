@@ -32,6 +32,7 @@ def fuse(graph: Graph) -> list[Group]:
         if node in copied or (node.op.kind not in ("view", "leaf") and node.op.name != "iota"):
             clusters.add(node, reads_of(node, members))
     clusters.join_siblings()
+    clusters.join_numbers()
     return clusters.groups(graph)
 
 
@@ -76,7 +77,10 @@ def _is_virtual(node: Node) -> bool:
 
 
 class _Cluster:
-    """A kernel in the making: its members, and the kernels it reads from and is read by."""
+    """A kernel in the making: its members, and the kernels it reads from and is read by.
+
+    `size` is the number of points of its largest loop; 0 for a kernel that is not generated.
+    """
 
     def __init__(self, node: Node, member: Member | None, level: int) -> None:
         self.nodes = [node]
@@ -85,10 +89,7 @@ class _Cluster:
         self.sources: set[_Cluster] = set()
         self.readers: set[_Cluster] = set()
         self.reads: set[Node] = set()
-
-    @property
-    def size(self) -> int:
-        return max(member.reach for member in self.members) if self.members else 0
+        self.size = 0 if member is None else member.reach
 
 
 class _Clusters:
@@ -114,8 +115,15 @@ class _Clusters:
         if member is None:
             return
         for source in sources:
-            self._join(source, cluster)
-            cluster = self.home[node]
+            if source.size != 1 or cluster.size == 1:  # a shared number must not tie together all that read it
+                self._join(source, cluster)
+                cluster = self.home[node]
+
+    def join_numbers(self) -> None:
+        """Compute single numbers in the kernel that reads them, if there is only one."""
+        for cluster in dict.fromkeys(self.home.values()):
+            if cluster.size == 1 and len(cluster.readers) == 1:
+                self._join(cluster, next(iter(cluster.readers)))
 
     def join_siblings(self) -> None:
         """Join clusters that read the same large values and run over the same points."""
@@ -155,6 +163,7 @@ class _Clusters:
         if len(first.nodes) < len(second.nodes):
             first, second = second, first
         first.members, first.reads = together, reads
+        first.size = max(first.size, second.size)
         first.nodes = [member.node for member in together]
         for node in second.nodes:
             self.home[node] = first
