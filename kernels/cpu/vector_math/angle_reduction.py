@@ -29,6 +29,7 @@ from staticgrad.kernels.cpu.vector_math.primitives import (
     fused_multiply_add,
     narrowed,
     round,
+    rounded,
     rounding_origin,
     widened,
 )
@@ -163,9 +164,9 @@ def _narrow_quarter_turns(x: Scalar) -> Scalar:
     row = _biased_exponent(x)
     wide = widened(x)
     leading = wide * _NARROW_HIGH(row)  # 24 by 29 bits: exact
-    whole = round(leading)
+    whole = rounded(leading)
     f = (leading - whole) + wide * _NARROW_LOW(row)
-    carry = round(f)
+    carry = rounded(f)
     angle = (f - carry) * (0.5 * pi)
     r = narrowed(angle)
     return _quadrant(whole + carry, x), r, narrowed(angle - widened(r))

@@ -275,7 +275,7 @@ def rounding_origin(kind: Any) -> float:
 
 
 def rounded(x: Value) -> Value:
-    """The nearest integer to x, ties to even, for |x| < 2^22; without the instruction that old CPUs lack."""
+    """The nearest integer to x, ties to even, |x| < 2^22 (float64: 2^51); needs no instruction that old CPUs lack."""
     return (x + rounding_origin(x.kind)) - rounding_origin(x.kind)
 
 

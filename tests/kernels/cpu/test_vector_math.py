@@ -362,8 +362,9 @@ def vector_width() -> int:
 def test_loop_becomes_vector_instructions(name: str) -> None:
     kernel = unary_kernel(name, np.float32)
     code = kernel.inspect_llvm(kernel.signatures[0])
-    widths = [width for width in (4, 8, 16) if f"<{width} x float>" in code]
-    assert max(widths, default=1) >= vector_width()
+    widths = [width for width in (2, 4, 8, 16) if f"<{width} x float>" in code]
+    # Sine and cosine reduce the angle in float64, of which half as many fit.
+    assert max(widths, default=1) >= (vector_width() // 2 if name in ("sin", "cos") else vector_width())
     assert not any(f"call float @{function}" in code for function in ("expf", "logf", "sinf", "powf"))
 
 
