@@ -15,6 +15,7 @@ from typing import Literal
 from staticgrad.graph.errors import GraphError
 from staticgrad.graph.group import Group
 from staticgrad.graph.node import Graph, Node
+from staticgrad.graph.ops.indexing import checked_index
 
 ALIGNMENT = 64
 """Bytes: slots of the arena start at multiples of it; a cache line, and the widest vector register."""
@@ -160,17 +161,36 @@ def direct_updates(graph: Graph, groups: Sequence[Group], uses: Uses) -> dict[No
     """The update values that can be written straight into the array of their state, with the place of each.
 
     Nobody may need the old content from then on: no later group, no copy at the end (an output or another state that
-    takes the old content), and the writing group itself only element by element.
+    takes the old content), and the writing group itself only element by element. No later group may fail either: a
+    step that finds an index out of range leaves all state as it was.
     """
+    safe = last_check(groups)
     index_of = {leaf: index for index, leaf in enumerate(graph.inputs)}
     found: dict[Node, Place] = {}
     for leaf, value in replaceable_states(graph, uses):
         position = uses.written[value]
         last = uses.last_read.get(leaf, -1)
         in_turn = last < position or (last == position and (value, leaf) in groups[position].in_place)
-        if in_turn and value not in found:
+        if in_turn and position > safe and value not in found:
             found[value] = Place("input", index_of[leaf], 0)
     return found
+
+
+def first_checks(groups: Sequence[Group]) -> list[int]:
+    """The positions of the groups that are the first to check some indices against some extent."""
+    seen: set[tuple[Node, int]] = set()
+    found = []
+    for position, group in enumerate(groups):
+        checked = {check for node in group.nodes if (check := checked_index(node)) is not None}
+        if not checked <= seen:
+            found.append(position)
+            seen |= checked
+    return found
+
+
+def last_check(groups: Sequence[Group]) -> int:
+    """The position of the last group that can fail, -1 if none can."""
+    return max(first_checks(groups), default=-1)
 
 
 def replaceable_states(graph: Graph, uses: Uses) -> list[tuple[Node, Node]]:

@@ -15,7 +15,8 @@ gradients waiting for the end. Steiner et al., "OLLA: Optimizing the Lifetime an
 (arXiv:2210.12924) solve the same problem as an integer program and report a third less memory.
 
 A state can be overwritten in place only after the last reader of its old content. Such readers are put before the
-group that writes the new content, by an edge like that of an operand, unless that would close a cycle.
+group that writes the new content, by an edge like that of an operand, unless that would close a cycle. So are the
+groups that check indices, for a step that fails must leave state as it was.
 """
 
 from __future__ import annotations
@@ -25,7 +26,15 @@ from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 
 from staticgrad.graph.group import Group
-from staticgrad.graph.lifetimes import ALIGNMENT, Uses, aligned, assign_storage, find_uses, replaceable_states
+from staticgrad.graph.lifetimes import (
+    ALIGNMENT,
+    Uses,
+    aligned,
+    assign_storage,
+    find_uses,
+    first_checks,
+    replaceable_states,
+)
 from staticgrad.graph.node import Graph, Node
 from staticgrad.graph.offsets import lower_bound
 
@@ -133,7 +142,9 @@ def _reversed_edges(before: Sequence[set[int]]) -> list[list[int]]:
 
 
 def _order_updates(graph: Graph, groups: Sequence[Group], uses: Uses, before: list[set[int]]) -> set[Node]:
-    """Put the readers of a state before the group that overwrites it; returns the values that are so written.
+    """Put the readers of a state, and whatever may fail, before the group that overwrites it.
+
+    Returns the values that are so written.
 
     Adds to `before`. Of updates that would close a cycle the cheaper half is given up, as often as needed.
     """
@@ -143,11 +154,13 @@ def _order_updates(graph: Graph, groups: Sequence[Group], uses: Uses, before: li
         for node in group.reads:
             if node in states:
                 readers[node].append(index)
+    checks = first_checks(groups)
     wanted: list[tuple[Node, int, list[int]]] = []  # (value, the group that writes it, the groups to run before)
     for leaf, value in replaceable_states(graph, uses):
         writer = uses.written[value]
         if writer not in readers[leaf] or (value, leaf) in groups[writer].in_place:
-            wanted.append((value, writer, [index for index in readers[leaf] if index != writer]))
+            first = {*readers[leaf], *checks} - {writer}
+            wanted.append((value, writer, sorted(first)))
     wanted.sort(key=lambda update: (-update[0].nbytes, update[0].serial))
     while wanted:
         trial = [set(found) for found in before]

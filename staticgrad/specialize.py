@@ -207,6 +207,7 @@ class Specialization:
         self._held: dict[int, Tensor] = {}  # gradient outputs given away by the last call
         self._live = "live" in captured.tracked
         self.pullbacks: dict[tuple[int, ...], Callable[..., Any]] = {}
+        self.keeping: Program | None = None  # the same program with every value kept, for check=True
         self.calls = 0
 
     def broken_guard(self) -> Guard | None:

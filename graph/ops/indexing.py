@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from staticgrad.graph.errors import DTypeError, IndexRangeError, ShapeError
-from staticgrad.graph.node import Shape, Spec
+from staticgrad.graph.node import Node, Shape, Spec
 from staticgrad.graph.op import ErrorSample, NotDifferentiable, Sample, require_dtype, structural
 
 X = (np.arange(24.0).reshape(2, 3, 4) * 7 % 11) / 5 - 0.9
@@ -18,6 +18,17 @@ def check_index(name: str, indices: Any, extent: int) -> None:
     if indices.size and (indices.max() >= extent or indices.min() < -extent):
         bad = indices[(indices >= extent) | (indices < -extent)].flat[0]
         raise IndexRangeError(f"{name}: an index must lie in [-{extent}, {extent}); got {bad}")
+
+
+def checked_index(node: Node) -> tuple[Node, int] | None:
+    """For a node that selects by indices, those indices and the extent that they must lie within."""
+    if node.op is take or node.op is take_along_axis:
+        return node.operands[1], node.operands[0].shape[node.attributes["axis"]]
+    if node.op is scatter_add:
+        return node.operands[1], node.attributes["shape"][node.attributes["axis"]]
+    if node.op is scatter_add_along_axis:
+        return node.operands[1], node.attributes["size"]
+    return None
 
 
 def _require_index(name: str, indices: Spec) -> None:

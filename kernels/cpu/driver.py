@@ -8,7 +8,7 @@ slot, `table` one pointer for each buffer that the plan does not own (inputs, st
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 ENTRY = "staticgrad_step"
@@ -94,7 +94,14 @@ class Copy:
     bytes: int
 
 
-Step = KernelCall | Gemm | Fill | Copy
+@dataclass(frozen=True, slots=True)
+class Check:
+    """End the run here if the 64-bit status word is not zero."""
+
+    status: Address
+
+
+Step = KernelCall | Gemm | Fill | Copy | Check
 
 
 def driver_ir(steps: Sequence[Step], symbol: str = ENTRY) -> str:
@@ -104,14 +111,31 @@ def driver_ir(steps: Sequence[Step], symbol: str = ENTRY) -> str:
     Raises ValueError when a step makes no sense: a negative offset or size, a matrix larger than BLAS can address.
     """
     writer = _Writer()
-    parts = []
-    for start in range(0, len(steps), STEPS_PER_FUNCTION):
-        part = f"{symbol}_part{start // STEPS_PER_FUNCTION}"
-        writer.function(part, "internal ", steps[start : start + STEPS_PER_FUNCTION])
+    parts: list[str | Check] = []
+    for chunk in _chunks(steps):
+        if isinstance(chunk, Check):
+            parts.append(chunk)
+            continue
+        part = f"{symbol}_part{len(parts)}"
+        writer.function(part, "internal ", chunk)
         parts.append(part)
-    body = [f"  call void @{part}(ptr %arena, ptr %table)" for part in parts]
-    writer.lines += [f"define void @{symbol}(ptr %arena, ptr %table) {{", *body, "  ret void", "}"]
+    writer.entry(symbol, parts)
     return writer.text()
+
+
+def _chunks(steps: Sequence[Step]) -> Iterator[list[Step] | Check]:
+    """The steps in runs of at most `STEPS_PER_FUNCTION`, and the checks between them."""
+    chunk: list[Step] = []
+    for step in steps:
+        if chunk and (isinstance(step, Check) or len(chunk) == STEPS_PER_FUNCTION):
+            yield chunk
+            chunk = []
+        if isinstance(step, Check):
+            yield step
+        else:
+            chunk.append(step)
+    if chunk:
+        yield chunk
 
 
 class _Writer:
@@ -138,6 +162,18 @@ class _Writer:
                 case Copy():
                     self._copy(step)
         self.lines += ["  ret void", "}"]
+
+    def entry(self, symbol: str, parts: Iterable[str | Check]) -> None:
+        """The function that calls the parts in order and leaves at the first check that fails."""
+        self.lines.append(f"define void @{symbol}(ptr %arena, ptr %table) {{")
+        for number, part in enumerate(parts):
+            if isinstance(part, str):
+                self.lines.append(f"  call void @{part}(ptr %arena, ptr %table)")
+                continue
+            status = self._emit(f"load i64, ptr {self._address(part.status)}, align 8")
+            failed = self._emit(f"icmp ne i64 {status}, 0")
+            self.lines += [f"  br i1 {failed}, label %exit, label %next{number}", f"next{number}:"]
+        self.lines += ["  br label %exit", "exit:", "  ret void", "}"]
 
     def text(self) -> str:
         constants = [

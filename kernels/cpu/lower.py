@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 
 from staticgrad.graph.fusion import structure_of
 from staticgrad.graph.group import Group
+from staticgrad.graph.lifetimes import last_check
 from staticgrad.graph.members import Members
 from staticgrad.graph.node import Graph, Node
 from staticgrad.graph.plan import Place, Plan
 from staticgrad.kernels.cpu.contraction import lower_matmul
-from staticgrad.kernels.cpu.driver import Address, Arena, Argument, Copy, Fill, KernelCall, Step
+from staticgrad.kernels.cpu.driver import Address, Arena, Argument, Check, Copy, Fill, KernelCall, Step
 from staticgrad.kernels.cpu.fused import generate
 from staticgrad.kernels.cpu.kernel import Call, Kernel, Operand
 from staticgrad.kernels.cpu.structural import lower_call
@@ -22,10 +23,14 @@ NOWHERE = Arena(0)  # the address of a value without elements
 
 @dataclass
 class Lowered:
-    """What runs: kernels by symbol, steps in order, and the nodes that may report an error, by error code."""
+    """What runs: kernels by symbol, steps in order, and the nodes that may report an error, by error code.
+
+    `starts` gives the first step of each group of the plan, and after those the first of the copies at the end.
+    """
 
     kernels: dict[str, Kernel] = field(default_factory=dict)
     steps: list[Step] = field(default_factory=list)
+    starts: list[int] = field(default_factory=list)
     errors: list[Node] = field(default_factory=list)
 
 
@@ -76,10 +81,14 @@ class _Lowering:
         plan, steps = self.plan, self.lowered.steps
         if poison and plan.peak_bytes:
             steps.append(Fill(Arena(0), plan.peak_bytes, POISON))
-        for group, frees in zip(plan.groups, plan.frees, strict=True):
+        may_fail = last_check(plan.groups)
+        for position, (group, frees) in enumerate(zip(plan.groups, plan.frees, strict=True)):
             self._group(group)
+            if position == may_fail:  # nothing before here has written state
+                steps.append(Check(Argument(0)))
             if poison:
                 steps += [Fill(Arena(offset), size, POISON) for offset, size in frees if size]
+        self.lowered.starts.append(len(steps))
         for source, target, size in plan.copies:
             if size:
                 steps.append(Copy(self.table.address(source), self.table.address(target), size))

@@ -24,6 +24,8 @@ from typing import Any
 from staticgrad.kernels.cpu import blas
 from staticgrad.kernels.cpu.driver import BLAS_SYMBOLS, ENTRY, KernelCall, Step, driver_ir
 
+from staticgrad import graph
+
 FORMAT_VERSION = 1
 _MAGIC = b"SGOBJECT"
 _LENGTH = struct.Struct("<I")
@@ -233,13 +235,13 @@ def _installed_version(package: str) -> str:
 
 
 def _source_digest() -> str:
-    """A hash of every Python file beside this one: a change to lowering, driver or vector maths changes every key."""
+    """A hash of the code that makes programs: a change to planning, lowering or vector maths changes every key."""
     digest = hashlib.sha256()
-    folder = Path(__file__).parent
-    for path in sorted(folder.rglob("*.py")):
-        text = path.read_bytes()
-        digest.update(f"{path.relative_to(folder)} {len(text)}\n".encode())
-        digest.update(text)
+    for folder in (Path(__file__).parent, Path(graph.__file__).parent):
+        for path in sorted(folder.rglob("*.py")):
+            text = path.read_bytes()
+            digest.update(f"{path.relative_to(folder)} {len(text)}\n".encode())
+            digest.update(text)
     return digest.hexdigest()[:16]
 
 
