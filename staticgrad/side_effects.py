@@ -38,6 +38,10 @@ def variables(function: Any, depth: int = _DEPTH, seen: set[int] | None = None) 
         owner = function.__self__
         yield Variable("self", lambda: owner, lambda _: None)
         function = function.__func__
+    elif not hasattr(function, "__code__") and _is_object(function):  # an instance that is called, such as a model
+        instance = function
+        yield Variable(type(instance).__name__, lambda: instance, lambda _: None)
+        function = getattr(type(instance), "forward", type(instance).__call__)
     code = getattr(function, "__code__", None)
     if code is None or id(code) in seen or depth == 0 or _is_library(function):
         return

@@ -20,6 +20,7 @@ class Indexed(Module):
     def _fill(self, modules: Iterable[Module]) -> None:
         """Take `modules` as the whole content, named by their positions."""
         kept = list(modules)
+        self._note_change("modules")
         self._known().modules.clear()
         for index, module in enumerate(kept):
             self.add_module(str(index), module)
@@ -118,7 +119,7 @@ class ModuleDict(Module):
         self.add_module(key, module)
 
     def __delitem__(self, key: str) -> None:
-        del self._known().modules[key]
+        self.pop(key)
 
     def __len__(self) -> int:
         return len(self._known().modules)
@@ -148,8 +149,10 @@ class ModuleDict(Module):
 
     def pop(self, key: str) -> Any:
         """Remove the module under `key` and return it."""
+        self._note_change(key)
         return self._known().modules.pop(key)
 
     def clear(self) -> None:
         """Remove all."""
+        self._note_change("modules")
         self._known().modules.clear()

@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple, Self
+from dataclasses import dataclass, field
+from typing import Any, Self
 
 import numpy as np
 
 import staticgrad as sg
+from staticgrad._context import context
 from staticgrad.autograd.hooks import RemovableHandle
+from staticgrad.capture_state import watch
 from staticgrad.graph.errors import DTypeError
 from staticgrad.nn.parameter import Parameter, convert_in_place
 from staticgrad.nn.state import IncompatibleKeys, collect_state, load_state
 from staticgrad.tensor import Tensor
 
 
-class Registry(NamedTuple):
+@dataclass(eq=False)
+class Registry:
     """Where a module keeps what is registered with it; one dict for each kind, in order of registration."""
 
-    parameters: dict[str, Parameter | None]
-    buffers: dict[str, Tensor | None]
-    modules: dict[str, Module | None]
-    transient: set[str]  # buffers that state_dict leaves out
-    before: dict[int, Callable[..., Any]]  # hooks on forward
-    after: dict[int, Callable[..., Any]]
+    parameters: dict[str, Parameter | None] = field(default_factory=dict)
+    buffers: dict[str, Tensor | None] = field(default_factory=dict)
+    modules: dict[str, Module | None] = field(default_factory=dict)
+    transient: set[str] = field(default_factory=set)  # buffers that state_dict leaves out
+    before: dict[int, Callable[..., Any]] = field(default_factory=dict)  # hooks on forward
+    after: dict[int, Callable[..., Any]] = field(default_factory=dict)
+
+    def kinds(self) -> tuple[dict[str, Any], ...]:
+        """The three dicts of named entries."""
+        return self.parameters, self.buffers, self.modules
 
 
 def _no_forward(self: Module, *args: Any, **kwargs: Any) -> Any:
@@ -52,13 +60,17 @@ class Module:
     """
 
     training: bool
+    last_change: tuple[int, str]  # how often attributes were assigned, and which one last
     forward: Callable[..., Any] = _no_forward
 
     def __init__(self) -> None:
-        object.__setattr__(self, "_registry", Registry({}, {}, {}, set(), {}, {}))
+        object.__setattr__(self, "_registry", Registry())
         object.__setattr__(self, "training", True)
+        object.__setattr__(self, "last_change", (0, ""))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if context.capture is not None:
+            self._guard()
         registry = self._known()
         for before in list(registry.before.values()):
             changed = before(self, args)
@@ -69,6 +81,23 @@ class Module:
             changed = after(self, args, out)
             out = out if changed is None else changed
         return out
+
+    def _guard(self) -> None:
+        """Have a compiled step compile again once an attribute was assigned, a hook removed, or the mode changed."""
+        watch(self, "last_change")
+        if self._known().before or self._known().after:
+            watch(self, "_hooks")
+        if type(self).__module__.partition(".")[0] != "staticgrad":  # ours watch the mode where they read it
+            watch(self, "training")
+
+    @property
+    def _hooks(self) -> tuple[int, ...]:
+        return (*self._known().before, *self._known().after)
+
+    def _note_change(self, name: str) -> None:
+        """Remember that the attribute `name` was assigned or deleted; the mode has a guard of its own."""
+        if name != "training":
+            object.__setattr__(self, "last_change", (self.last_change[0] + 1, name))
 
     # ---------------------------------------------------------------- registration
 
@@ -112,24 +141,28 @@ class Module:
         registry = self._known()
         if not isinstance(name, str) or not name or "." in name:
             raise KeyError(f"a {kind}'s name must be a string with no dot, and not empty; got {name!r}")
-        if not any(name in entries for entries in registry[:3]) and hasattr(self, name):
+        if not any(name in entries for entries in registry.kinds()) and hasattr(self, name):
             raise KeyError(f"{type(self).__name__}: the attribute {name!r} exists already and is not a {kind}")
 
     def _store(self, name: str, value: Any, kind: str) -> None:
         self._known().transient.discard(name)
+        self._note_change(name)
         self._replace(getattr(self._known(), kind), name, value)
 
     def _forget(self, name: str) -> bool:
         """Remove `name` from wherever it is registered, or from the plain attributes; say whether it was there."""
         registry = self._known()
+        self._note_change(name)
         registry.transient.discard(name)
         found = self.__dict__.pop(name, registry) is not registry
-        for entries in registry[:3]:
+        for entries in registry.kinds():
             found = entries.pop(name, registry) is not registry or found
         return found
 
     def __setattr__(self, name: str, value: Any) -> None:
         registry = self._known()
+        if not _same(value, self.__dict__.get(name, registry)):
+            self._note_change(name)
         if isinstance(value, Parameter):
             self._replace(registry.parameters, name, value)
         elif isinstance(value, Module):
@@ -161,7 +194,7 @@ class Module:
     def __getattr__(self, name: str) -> Any:
         registry = self.__dict__.get("_registry")
         if registry is not None:
-            for entries in registry[:3]:
+            for entries in registry.kinds():
                 if name in entries:
                     return entries[name]
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
@@ -171,7 +204,7 @@ class Module:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __dir__(self) -> list[str]:
-        registered = [name for entries in self._known()[:3] for name in entries]
+        registered = [name for entries in self._known().kinds() for name in entries]
         return sorted({*super().__dir__(), *registered})
 
     # ---------------------------------------------------------------- traversal
@@ -272,10 +305,12 @@ class Module:
 
     def register_forward_pre_hook(self, hook: Callable[[Module, tuple[Any, ...]], Any]) -> RemovableHandle:
         """Call `hook(module, args)` before each forward; what it returns, unless None, replaces the arguments."""
+        self._note_change("hooks")
         return _add_hook(self._known().before, hook)
 
     def register_forward_hook(self, hook: Callable[[Module, tuple[Any, ...], Any], Any]) -> RemovableHandle:
         """Call `hook(module, args, output)` after each forward; what it returns, unless None, replaces the output."""
+        self._note_change("hooks")
         return _add_hook(self._known().after, hook)
 
     # ---------------------------------------------------------------- conversion
@@ -339,6 +374,11 @@ class Module:
             return f"{type(self).__name__}({extra})"
         body = "".join(f"\n  {line}" for line in [*lines, *children])
         return f"{type(self).__name__}({body}\n)"
+
+
+def _same(value: Any, before: Any) -> bool:
+    """Whether assigning `value` over `before` changes nothing."""
+    return value is before or (isinstance(value, int | float | str) and type(value) is type(before) and value == before)
 
 
 def _add_hook(hooks: dict[int, Callable[..., Any]], hook: Callable[..., Any]) -> RemovableHandle:

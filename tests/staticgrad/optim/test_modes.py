@@ -6,6 +6,7 @@ so values agree to a few roundings of the largest element, not bit by bit.
 
 import numpy as np
 import pytest
+from staticgrad.graph.errors import CaptureError
 
 import staticgrad as sg
 from staticgrad import nn, optim
@@ -212,3 +213,66 @@ def test_a_loss_in_a_compiled_step_checks_its_labels():
     for label in (4, -1):
         with pytest.raises(IndexError, match="take_along_axis"):
             run(x, np.array([0, 1, label]))
+
+
+# ---- changes of a model between calls, and inside them
+
+
+class Scaled(nn.Module):
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+        self.log = []
+
+    def forward(self, x):
+        if self.training:
+            x = x + 1
+        return x * self.factor
+
+
+def test_a_changed_model_is_compiled_again():
+    model = nn.Sequential(Scaled(2.0), nn.Linear(2, 2))
+    run, x = sg.compile(model), np.ones((1, 2), np.float32)
+
+    def require_same(programs):
+        result = run(x)
+        np.testing.assert_allclose(result.detach().numpy(), model(sg.asarray(x)).detach().numpy(), rtol=1e-6)
+        assert run.cache_info().misses == programs
+
+    require_same(1)
+    require_same(1)
+    model[0].factor = 2.0
+    require_same(1)
+    model[0].factor = 3.0
+    require_same(2)
+    model[1] = nn.Linear(2, 2)
+    require_same(3)
+    model.append(nn.Tanh())
+    require_same(4)
+    model[1].bias = None
+    require_same(5)
+    handle = model[2].register_forward_hook(lambda module, args, out: out * 2)
+    require_same(6)
+    handle.remove()
+    require_same(7)
+    model.eval()
+    require_same(8)
+
+
+@pytest.mark.parametrize("wrap", [lambda model: model, nn.Sequential], ids=["itself", "inside"])
+@pytest.mark.parametrize("how", ["list", "number", "tensor"])
+def test_a_forward_that_keeps_things_is_refused(wrap, how):
+    class Keeps(Scaled):
+        def forward(self, x):
+            if how == "list":
+                self.log.append(1)
+            elif how == "number":
+                self.factor += 1
+            else:
+                self.last = x * 2
+            return x * 2
+
+    model = wrap(Keeps(1.0))
+    with pytest.raises(CaptureError, match=r"compile: the function changes the .*(log|factor|last)"):
+        sg.compile(model)(np.ones(2))
+    assert all(module.factor == 1 and not module.log for module in model.modules() if isinstance(module, Keeps))
