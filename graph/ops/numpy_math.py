@@ -93,7 +93,7 @@ def lgamma(x: Array) -> Array:
     """log |gamma(x)|; infinite at zero and the negative integers."""
     from scipy import special
 
-    return special.gammaln(x)
+    return np.where(np.isinf(x), np.abs(x), special.gammaln(x))  # SciPy has -inf at -inf
 
 
 def digamma(x: Array) -> Array:

@@ -65,7 +65,7 @@ NUMPY: dict[str, Callable[..., Any]] = {
     "left_shift": np.left_shift,
     "less": np.less,
     "less_equal": np.less_equal,
-    "lgamma": scipy.special.gammaln,
+    "lgamma": lambda x: np.where(np.isinf(x), np.inf, scipy.special.gammaln(x)),
     "log": np.log,
     "log10": np.log10,
     "log1p": np.log1p,
