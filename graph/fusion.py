@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 from staticgrad.graph.group import Group
 from staticgrad.graph.matrix_layout import matrix_layout
@@ -130,7 +131,7 @@ class _Clusters:
         for owner, readers in list(self.readers.items()):
             found = list(dict.fromkeys(self.home[reader] for reader in readers[: 4 * SIBLINGS]))[:SIBLINGS]
             found = [cluster for cluster in found if cluster.members and cluster.size == owner.size > 1]
-            for first, second in zip(found, found[1:], strict=False):
+            for first, second in pairwise(found):
                 self._join(self.home[first.nodes[0]], self.home[second.nodes[0]])
 
     def _join(self, first: _Cluster, second: _Cluster) -> bool:

@@ -132,11 +132,9 @@ def _row_counts(members: Sequence[Member], inside: Collection[Node], size: int) 
     """The numbers of rows that members ask for."""
     found = set()
     for member in members:
-        if member.kind == "map" and member.size not in (1, size):
+        if (member.kind == "map" and member.size not in (1, size)) or member.kind == "pick":
             found.add(member.size)
-        elif member.kind == "pick":
-            found.add(member.size)
-        elif member.kind == "reduce" and member.size == size and 1 < member.node.size:
+        elif member.kind == "reduce" and member.size == size and member.node.size > 1:
             if member.result == row_layout(size, member.node.size):
                 found.add(member.node.size)
         elif member.kind == "reduce" and member.node.op.name in ARGUMENTS:
@@ -213,9 +211,7 @@ def _fits(member: Member, access: Access, level: dict[Node, Level], size: int, r
     return access.size == rows and access.layout == collapse((access.size,), (1,))
 
 
-def _nest(
-    members: Sequence[Member], size: int, rows: int | None
-) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+def _nest(members: Sequence[Member], size: int, rows: int | None) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
     """The extents of the outer and inner loops, or None where the members' axes do not fit into one nest."""
     cuts: set[int] = set()
     row_size = size // rows if rows else size

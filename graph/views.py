@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from staticgrad.graph.node import Node, Shape
 
@@ -149,7 +150,7 @@ def boundaries(layout: Layout) -> set[int]:
 def nested(cuts: Sequence[int], size: int) -> bool:
     """Whether ascending `cuts` divide one another and `size`, so that they are the axes of one nest of loops."""
     chain = [*cuts, size]
-    return all(larger % smaller == 0 for smaller, larger in zip(chain, chain[1:], strict=False))
+    return all(larger % smaller == 0 for smaller, larger in pairwise(chain))
 
 
 def split(layout: Layout, extents: Sequence[int]) -> tuple[int, ...]:

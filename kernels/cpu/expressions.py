@@ -16,7 +16,6 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-
 from staticgrad.graph.node import DType, Node
 from staticgrad.graph.op import Op
 
@@ -86,11 +85,11 @@ class _Inlined(ast.NodeTransformer):
         self._operands = operands
         self._dtype = dtype
 
-    def visit_Name(self, node: ast.Name) -> ast.expr:  # noqa: N802
+    def visit_Name(self, node: ast.Name) -> ast.expr:
         return ast.Name(f"{{{self._operands.index(node.id)}}}")
 
-    def visit_Attribute(self, node: ast.Attribute) -> ast.expr:  # noqa: N802
+    def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
         return ast.Name(node.attr)
 
-    def visit_Constant(self, node: ast.Constant) -> ast.expr:  # noqa: N802
+    def visit_Constant(self, node: ast.Constant) -> ast.expr:
         return ast.Name(literal(node.value, self._dtype))

@@ -6,16 +6,16 @@ the innermost loop and of a row or the whole, `at` where a run of elements start
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-
 from staticgrad.graph.members import ARGUMENTS, Access, Member
 from staticgrad.graph.node import DType, Node
 from staticgrad.graph.structure import Level, Structure, scratch_stride
-from staticgrad.kernels.cpu.expressions import BOOL, elementwise_expression, literal, type_name
+from staticgrad.kernels.cpu.expressions import BOOL, elementwise_expression, literal
 from staticgrad.kernels.cpu.kernel import Call, Kernel, Operand
 
 CHUNK = 4096  # longest run of float additions in one accumulator; partial sums are added in float64
@@ -76,7 +76,7 @@ class _Generator:
     # ------------------------------------------------------------ the whole kernel
 
     def call(self) -> Call:
-        before, after = self._before(), []
+        before = self._before()
         passes = [self._pass(number) for number in range(self.structure.count)] if self.axes else []
         rows = [self._row_stage(stage) for stage in range(len(passes) + 1)]
         initial, after = self._accumulators()
@@ -96,9 +96,23 @@ class _Generator:
 
     def _kernel(self, lines: Sequence[str]) -> Kernel:
         names = [f"p{position}" for position in range(len(self.operands))]
-        about = [f"    {name}: {self._about(operand, dtype)}" for name, operand, dtype in zip(names, self.operands, self.dtypes, strict=True)]
-        text = [f"def kernel({', '.join(names)}):", '    """', *about, '    """', *(f"    {line}" for line in lines or ["pass"])]
+        about = [
+            f"    {name}: {self._about(operand, dtype)}"
+            for name, operand, dtype in zip(names, self.operands, self.dtypes, strict=True)
+        ]
+        text = [
+            f"def kernel({', '.join(names)}):",
+            *self._title(),
+            "",
+            *about,
+            '    """',
+            *(f"    {line}" for line in lines),
+        ]
         return Kernel("\n".join(text) + "\n", tuple(self.dtypes))
+
+    def _title(self) -> list[str]:
+        ops = " ".join(member.node.op.name for member in self.structure.members)
+        return textwrap.wrap(f'"""{ops}', 100, initial_indent="    ", subsequent_indent="    ")
 
     def _about(self, operand: Operand, dtype: DType) -> str:
         if operand.kind == "scratch":
@@ -163,8 +177,13 @@ class _Generator:
         if start == "0":
             return counter
         if not start.isidentifier() and not start.isdigit():
+            depth = max(axis + 1 for axis, stride in enumerate(strides[:-1]) if stride)
+            new = (offset, strides[:-1]) not in self.starts
             name = self.starts.setdefault((offset, strides[:-1]), f"at{len(self.starts)}")
-            scope.bases[name] = start
+            if depth > len(self.structure.outer):
+                scope.bases[name] = start
+            elif new:
+                self.hoisted[depth].append(f"{name} = {start}")
             start = name
         return f"{start} + {counter}"
 
@@ -316,6 +335,11 @@ class _Generator:
             place = f"{self._storage(node)}[{self._run((0, strides), scope)}]"
             scope.body.append(f"{place} = {_step(node, _read(place, node), value)}")
             return
+        if structure.level[node] == Level.ROW and len(structure.inner) == 1 and structure.inner[0] <= CHUNK:
+            name = self.names[node]
+            scope.start.append(f"{name} = {_first(node)}")
+            scope.body.append(f"{name} = {_step(node, name, value, reorder=True)}")
+            return
         register = f"c{self.names[node][1:]}"
         scope.start.append(f"{register} = {_first(node)}")
         scope.body.append(f"{register} = {_step(node, register, value, reorder=True)}")
@@ -412,9 +436,7 @@ def _term(counter: str, stride: int) -> str:
 def _index(pattern: Pattern, counters: Mapping[int, str] | None = None) -> str:
     """The index of an element in terms of the loop counters."""
     offset, strides = pattern
-    terms = [
-        _term((counters or {}).get(axis, f"i{axis}"), stride) for axis, stride in enumerate(strides) if stride
-    ]
+    terms = [_term((counters or {}).get(axis, f"i{axis}"), stride) for axis, stride in enumerate(strides) if stride]
     if offset or not terms:
         terms.insert(0, str(offset))
     return " + ".join(terms)

@@ -20,7 +20,12 @@ def _cleared(node: Node) -> list[str]:
 
 def _all_wrong(count: int) -> list[str]:
     """There is nothing to select from: any index is out of range."""
-    report = ["if status[0] == 0:", "    status[0] = code[0]", "    status[1] = int64(x1[0])", "    status[2] = int64(0)"]
+    report = [
+        "if status[0] == 0:",
+        "    status[0] = code[0]",
+        "    status[1] = int64(x1[0])",
+        "    status[2] = int64(0)",
+    ]
     return report if count else ["pass"]
 
 

@@ -69,7 +69,5 @@ def _names() -> Mapping[str, Any]:
     names = {name: getattr(vector_math, name) for name in dir(vector_math) if not name.startswith("_")}
     dtypes = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float32", "float64")
     names |= {name: getattr(numba, name) for name in dtypes}
-    names |= {
-        name: getattr(accumulate, name) for name in ("accumulate_sum", "accumulate_product", "larger", "smaller")
-    }
+    names |= {name: getattr(accumulate, name) for name in ("accumulate_sum", "accumulate_product", "larger", "smaller")}
     return names | {"checked_index": checked_index, "inf": float("inf"), "nan": float("nan"), "range": range}

@@ -83,6 +83,7 @@ class _Lowering:
             steps.append(Fill(Arena(0), plan.peak_bytes, POISON))
         may_fail = last_check(plan.groups)
         for position, (group, frees) in enumerate(zip(plan.groups, plan.frees, strict=True)):
+            self.lowered.starts.append(len(steps))
             self._group(group)
             if position == may_fail:  # nothing before here has written state
                 steps.append(Check(Argument(0)))

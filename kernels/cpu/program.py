@@ -172,12 +172,13 @@ class Program:
             entry += 1
             table[entry] = address_of(value)
         self._step(workspace.arena, workspace.entries)
-        report = workspace.status.tolist()
-        if report[0]:
-            workspace.status[0] = 0
-        self._free.append(workspace)
-        if report[0]:
+        status = workspace.status
+        if status[0]:
+            report = status.tolist()
+            status[0] = 0
+            self._free.append(workspace)
             raise self._error(*report)
+        return workspace
 
     def _workspace(self) -> _Workspace:
         constants = [self._nodes[number].attributes["value"].array() for number in self._facts["constants"]]
