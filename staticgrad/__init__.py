@@ -19,6 +19,7 @@ from staticgrad.autograd.modes import (  # noqa: E402
 from staticgrad.capture_state import scope  # noqa: E402
 from staticgrad.checkpoint import Checkpoint, load_checkpoint, save_checkpoint  # noqa: E402
 from staticgrad.compile import compile  # noqa: E402
+from staticgrad.saved import load  # noqa: E402
 from staticgrad.saving import load_file, save_file  # noqa: E402
 from staticgrad.tensor import Tensor  # noqa: E402
 from staticgrad.transforms import grad, jvp, stop_gradient, value_and_grad, vjp  # noqa: E402
@@ -38,6 +39,7 @@ __all__ = [
     "inference_mode",
     "is_grad_enabled",
     "jvp",
+    "load",
     "load_checkpoint",
     "load_file",
     "nn",

@@ -142,7 +142,7 @@ def _find_nan(results: Sequence[Node], values: Mapping[Node, Array]) -> None:
         ranges = ", ".join(_range(operand, values) for operand in node.operands)
         scope = f" in {node.scope}" if node.scope else ""
         raise NumericError(
-            f"{node.op.name}: made a NaN{scope} out of operands without one ({ranges}); limit the operands, for example "
+            f"{node.op.name}: made a NaN{scope} out of operands without one ({ranges}); limit them, for example "
             f"by sg.clip or sg.where. Captured at {node.location}"
         )
 

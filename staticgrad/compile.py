@@ -256,7 +256,11 @@ class CompiledFunction:
         """Write the program compiled last, with its state, to one file that `sg.load` runs without capture or Numba."""
         from staticgrad.saved import save_program
 
-        save_program(self._name(), self._history[-1][0] if self._history else None, self.last, path)
+        last = self.last
+        signature = self._history[-1][0]
+        if signature.static:
+            raise CaptureError("save: a program file takes no static arguments; bind them first (functools.partial)")
+        save_program(self._name(), signature.structure, last, path)
 
     def cache_info(self) -> CacheInfo:
         """Hits, misses and specialisations so far, and how many programs came from the disk cache."""

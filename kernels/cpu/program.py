@@ -201,6 +201,13 @@ class Program:
         text = json.dumps(facts).encode()
         return b"".join((_MAGIC, _LENGTH.pack(len(text)), text, self._code))
 
+    @staticmethod
+    def graph_of(data: bytes) -> Graph:
+        """The graph stored with a program by `to_bytes`, to compile it for another CPU."""
+        start = len(_MAGIC) + _LENGTH.size
+        end = start + _LENGTH.unpack_from(data, len(_MAGIC))[0]
+        return from_json(json.loads(data[start:end])["graph"])
+
     @classmethod
     def from_bytes(cls, data: bytes, graph: Graph | None = None) -> Program:
         """The program that `to_bytes` made; no compiler runs.
