@@ -572,7 +572,7 @@ def as_operand(name: str, value: Any) -> Tensor | Scalar:
     raise TypeError(f"{name}: operands are Tensors, NumPy arrays or numbers; got {type(value).__name__}")
 
 
-def _common_dtype(name: str, operands: Sequence[Tensor | Scalar]) -> tuple[DType, bool]:
+def common_dtype(name: str, operands: Sequence[Tensor | Scalar]) -> tuple[DType, bool]:
     """The dtype that operands are brought to, and whether it is weak (only numbers took part).
 
     Floating beats integer beats boolean; within a kind the wider wins; numbers adapt to the tensors.
@@ -630,7 +630,7 @@ def _operands(op: Op, given: Sequence[Any]) -> list[Tensor]:
             return operands  # type: ignore[return-value]
         dtype, weak = first.dtype, False  # type: ignore[union-attr]
     else:
-        dtype, weak = _common_dtype(op.name, typed)
+        dtype, weak = common_dtype(op.name, typed)
     return [
         _settled(op.name, x) if i in op.free else _converted(op.name, x, dtype, weak) for i, x in enumerate(operands)
     ]
@@ -706,11 +706,16 @@ def _run(op: Op, tensors: Sequence[Tensor], attributes: dict[str, Any], spec: Sp
     for value in values:
         if type(value) is Node:
             raise escaped_error(value)
+    observer = context.observer
     with np.errstate(all="ignore"):
+        if observer is not None:
+            observer.before()
         result = op.reference(*values, **attributes)
-    if type(result) is np.ndarray and result.dtype == spec.dtype:
-        return result
-    return np.asarray(result, spec.dtype)
+        if type(result) is not np.ndarray or result.dtype != spec.dtype:
+            result = np.asarray(result, spec.dtype)
+        if observer is not None:
+            observer.after(values, result)
+    return result
 
 
 def escaped_error(node: Node) -> CaptureError:
@@ -755,15 +760,67 @@ def _integral(x: Any) -> bool:
 
 
 def power(x: Any, y: Any) -> Tensor:
-    """x ** y; a Python exponent of 2, 1, 0.5 or -1 uses the cheaper op of the same value."""
+    """x ** y. Python exponents from 2 to 8 are repeated multiplications, 0.5 and -1 the cheaper op of the same value.
+
+    Integers to the power of integers stay integers, modulo the range of their dtype.
+    """
     if isinstance(x, Tensor) and type(y) in (int, float):
-        if y == 2 and x.dtype.kind != "b":
-            return bind(transcendental.square, (x,), {})
-        if y == 1:
-            return x
-        if y == -1 and x.dtype.kind == "f":
-            return bind(transcendental.reciprocal, (x,), {})
+        if x.dtype.kind == "f":
+            return _floating_power(x, y)
+        if type(y) is int:
+            return _integer_power(x.astype(DEFAULT_INT) if x.dtype.kind == "b" else x, y)
+    if _integral(x) and _integral(y):
+        base, exponent = _operands(arithmetic.mul, (x, y))
+        return _power_of_integers(base, exponent)
     return binary(transcendental.power, x, y)
+
+
+def _floating_power(x: Tensor, y: float) -> Tensor:
+    if y == 1:
+        return x
+    if 2 <= y <= 8 and y == int(y):
+        return _repeated(x, int(y))
+    if y == -1:
+        return bind(transcendental.reciprocal, (x,), {})
+    if y == 0.5:
+        return bind(transcendental.sqrt, (x,), {})
+    return bind(transcendental.power, (x, y), {})
+
+
+def _integer_power(x: Tensor, n: int) -> Tensor:
+    if n < 0:
+        raise DTypeError(
+            f"pow: integers have no negative powers; got {x.spec} ** {n}; convert to a floating dtype first"
+        )
+    if n == 0:
+        from staticgrad.array.creation import ones_like
+
+        return ones_like(x)
+    return _repeated(x, n)
+
+
+def _repeated(x: Tensor, n: int) -> Tensor:
+    """xⁿ for n ≥ 1 by squaring, the highest bit of n first: exact where the products are."""
+    out = x
+    for bit in bin(n)[3:]:
+        out = bind(transcendental.square, (out,), {})
+        if bit == "1":
+            out = out * x
+    return out
+
+
+def _power_of_integers(x: Tensor, y: Tensor) -> Tensor:
+    """xʸ of one integer dtype, bit by bit of y. A negative y gives the integer part: 0, but for x = ±1."""
+    one, odd = x * 0 + 1, (y & 1) == 1
+    out, square = one, x
+    for bit in range(8 * x.dtype.itemsize - (x.dtype.kind == "i")):
+        out = bind(arithmetic.select, (((y >> bit) & 1) == 1, out * square, out), {})
+        square = square * square
+    if x.dtype.kind == "u":
+        return out
+    sign = bind(arithmetic.select, (odd, x, one), {})
+    unit = bind(arithmetic.select, ((x == 1) | (x == -1), sign, one * 0), {})
+    return bind(arithmetic.select, (y < 0, unit, out), {})
 
 
 def alias(x: Tensor) -> Tensor:

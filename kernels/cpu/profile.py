@@ -1,0 +1,82 @@
+"""Timing a program group by group: the same kernels at the same addresses, with a clock read between the groups.
+
+The clock is the C library's `clock_gettime`, called by the driver. It takes some tens of nanoseconds; two reads with
+nothing between them measure how many, and that is taken off every group.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from staticgrad.kernels.cache import DiskCache
+from staticgrad.kernels.cpu import native
+from staticgrad.kernels.cpu.driver import Argument, KernelCall, Step
+from staticgrad.kernels.cpu.lower import Lowered, lower
+from staticgrad.kernels.cpu.program import Program, _code, address_of
+
+_STAMP = "staticgrad_stamp"
+_STAMP_BYTES = 16  # a timespec: seconds and nanoseconds, 64 bits each
+
+
+def _stamp_ir() -> str:
+    return f"""\
+declare i32 @clock_gettime(i32, ptr)
+define void @{_STAMP}(ptr %stamp) {{
+  %ignored = call i32 @clock_gettime(i32 {time.CLOCK_MONOTONIC}, ptr %stamp)
+  ret void
+}}
+"""
+
+
+class TimedProgram:
+    """A program that tells how long each group of its plan took.
+
+    Args:
+        program: which is left as it is; its kernels are taken from memory or `cache` where they are known.
+    """
+
+    def __init__(self, program: Program, cache: DiskCache | None = None) -> None:
+        self._program = program
+        self.groups = len(program.plan.groups)
+        lowered = lower(program.graph, program.plan)
+        code = {symbol: _code(kernel, cache) for symbol, kernel in lowered.kernels.items()}
+        workspace = program._workspace()
+        # stamps: twice before the first group, then after each group and after the copies
+        self._stamps = np.zeros((self.groups + 3, 2), np.int64)
+        self._table = np.append(workspace.table, np.uint64(address_of(self._stamps)))
+        self._workspace = workspace
+        steps = _with_stamps(lowered, len(self._table) - 1)
+        self._step = native.load(native.build({**code, _STAMP: _stamp_ir()}, steps))
+
+    def run(
+        self, inputs: Sequence[np.ndarray[Any, Any]], outputs: Sequence[np.ndarray[Any, Any]]
+    ) -> np.ndarray[Any, Any]:
+        """Run once, as `Program.run` does, and return seconds: of each group, and last of the copies at the end.
+
+        Raises:
+            IndexRangeError: an index lay outside the axis it selects from.
+        """
+        workspace = self._workspace
+        for entry, array in enumerate([*inputs, *outputs], 1):
+            self._table[entry] = address_of(array)
+        self._step(workspace.arena, address_of(self._table))
+        if workspace.status[0]:
+            report = workspace.status.tolist()
+            workspace.status[0] = 0
+            raise self._program._error(*report)
+        seconds = np.diff(self._stamps[:, 0] * 1e9 + self._stamps[:, 1]) * 1e-9
+        return np.maximum(seconds[1:] - seconds[0], 0.0)
+
+
+def _with_stamps(lowered: Lowered, entry: int) -> list[Step]:
+    """The steps with a clock read twice at the start, after each group and at the end."""
+    stamps = (KernelCall(_STAMP, (Argument(entry, _STAMP_BYTES * i),)) for i in range(len(lowered.starts) + 2))
+    steps: list[Step] = [next(stamps), next(stamps)]
+    ends = [*lowered.starts[1:], len(lowered.steps)]
+    for start, end in zip(lowered.starts, ends, strict=True):
+        steps += lowered.steps[start:end]
+        steps.append(next(stamps))
+    return steps
