@@ -148,6 +148,8 @@ class Capture:
         node = self._input(binding, "state", name, value.shape, value.dtype)
         self._states[id(value)] = (node, tensor)
         self._current[id(value)] = node
+        if context.grad_enabled and value.dtype.kind == "f":  # a parameter that is frozen later must not go on moving
+            self.guard(f"{name}.requires_grad", lambda: tensor._requires_grad, tensor, "requires_grad")
         return node
 
     def _input(self, binding: Binding, role: str, name: str, shape: tuple[int, ...], dtype: DType) -> Node:

@@ -259,6 +259,27 @@ def test_a_changed_model_is_compiled_again():
     require_same(8)
 
 
+def test_parameters_can_be_frozen_and_freed_between_steps():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    optimizer = optim.SGD(model.parameters(), lr=1.0, momentum=0.9)
+
+    def step(x):
+        optimizer.zero_grad()
+        loss = sg.sum(model(x))
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    run, x = sg.compile(step), np.ones((1, 2), np.float32)
+    for frozen in (False, True, False, False):
+        model[0].requires_grad_(not frozen)
+        before = [parameter.detach().numpy().copy() for parameter in model.parameters()]
+        run(x)
+        moved = [(p.detach().numpy() != b).any() for p, b in zip(model.parameters(), before, strict=True)]
+        assert moved == [not frozen, not frozen, True, True]
+    assert run.cache_info().misses == 3  # the third, since the parameters are no longer stepped in one group
+
+
 @pytest.mark.parametrize("wrap", [lambda model: model, nn.Sequential], ids=["itself", "inside"])
 @pytest.mark.parametrize("how", ["list", "number", "tensor"])
 def test_a_forward_that_keeps_things_is_refused(wrap, how):
