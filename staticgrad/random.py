@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from staticgrad.array.creation import _shape, asarray
-from staticgrad.array.elementwise import cos, log, sqrt
+from staticgrad.array.elementwise import cos, log, minimum, sqrt
 from staticgrad.autograd.modes import no_grad
 from staticgrad.capture_state import composite
 from staticgrad.graph.errors import DTypeError, ShapeError
@@ -39,11 +39,20 @@ class Generator:
 
     def bits(self, count: int) -> Tensor:
         """`count` words of 64 random bits (uint64), and the counter moved on."""
+        return self._words(count, 1)[0]
+
+    def pairs(self, count: int) -> tuple[Tensor, Tensor]:
+        """The words at even and at odd places of the next 2·`count`: two for each element, however draws are split."""
+        first, second = self._words(count, 2)
+        return first, second
+
+    def _words(self, count: int, each: int) -> list[Tensor]:
         key, counter = self.state[0], self.state[1]
         position = bind(leaf.iota, (), {"size": count, "dtype": _WORD})
-        words: Tensor = random_bits(key, counter + position)
+        start = counter + position * each if each > 1 else counter + position
+        words = [random_bits(key, start + i if i else start) for i in range(each)]
         with no_grad():
-            self.state.copy_(self.state + asarray(np.array([0, count], np.uint64).tolist(), dtype=_WORD))
+            self.state.copy_(self.state + asarray([0, each * count], dtype=_WORD))
         return words
 
 
@@ -88,11 +97,14 @@ def uniform(
     shape: Any = (), *, low: float = 0.0, high: float = 1.0, dtype: Any = None, generator: Generator | None = None
 ) -> Tensor:
     """Numbers drawn evenly from [low, high)."""
+    if not low <= high:
+        raise ValueError(f"uniform: low must not be above high; got [{low}, {high})")
     extents = _shape(shape)
-    source = generator or default_generator
-    unit = _unit(source.bits(math.prod(extents)), _floating("uniform", dtype))
+    kind = _floating("uniform", dtype)
+    unit = _unit((generator or default_generator).bits(math.prod(extents)), kind)
     if (low, high) != (0.0, 1.0):
-        unit = unit * (high - low) + low
+        last = float(np.nextafter(kind.type(high), kind.type(low)))
+        unit = minimum(unit * (high - low) + low, last)  # the sum may round up to high
     return _shaped(unit, extents)
 
 
@@ -101,6 +113,8 @@ def normal(
     shape: Any = (), *, mean: float = 0.0, std: float = 1.0, dtype: Any = None, generator: Generator | None = None
 ) -> Tensor:
     """Numbers drawn from the normal distribution, by the transform of Box and Muller (1958)."""
+    if not std >= 0:
+        raise ValueError(f"normal: std must not be negative; got {std}")
     extents = _shape(shape)
     kind = _floating("normal", dtype)
     count = math.prod(extents)
@@ -110,9 +124,9 @@ def normal(
         radius = _unit_above_zero(words & 0xFFFFFFFF, kind)
         angle = _unit(words, kind)
     else:
-        words = source.bits(2 * count)
-        radius = 1.0 - _unit(words[:count], kind)
-        angle = _unit(words[count:], kind)
+        first, second = source.pairs(count)
+        radius = 1.0 - _unit(first, kind)
+        angle = _unit(second, kind)
     draw = sqrt(log(radius) * -2.0) * cos(angle * (2 * math.pi))
     if (mean, std) != (0.0, 1.0):
         draw = draw * std + mean

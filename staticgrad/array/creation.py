@@ -11,6 +11,7 @@ from staticgrad._context import context
 from staticgrad.graph.errors import ShapeError
 from staticgrad.graph.node import Shape
 from staticgrad.graph.ops import leaf
+from staticgrad.graph.ops.arithmetic import select
 from staticgrad.graph.ops.shape import broadcast_to, reshape
 from staticgrad.tensor import DEFAULT_FLOAT, DEFAULT_INT, Tensor, bind, check_device, check_dtype
 
@@ -28,6 +29,11 @@ def asarray(obj: Any, /, *, dtype: Any = None, device: str | None = None, copy: 
         ShapeError: nested sequences of unequal lengths.
     """
     check_device(device)
+    if isinstance(obj, list | tuple) and _holds_tensors(obj):
+        from staticgrad.array.manipulation import stack
+
+        obj = stack([asarray(item) for item in obj])
+        copy = None
     if isinstance(obj, Tensor):
         wanted = obj.dtype if dtype is None else check_dtype("asarray", dtype)
         if copy is False and wanted != obj.dtype:
@@ -47,11 +53,6 @@ def asarray(obj: Any, /, *, dtype: Any = None, device: str | None = None, copy: 
 
 
 def _array_of(obj: Any) -> np.ndarray[Any, Any]:
-    if isinstance(obj, list | tuple) and _holds_tensors(obj):
-        from staticgrad.array.manipulation import stack
-
-        stacked = stack([asarray(item) for item in obj])
-        return np.asarray(stacked)
     try:
         array = np.asarray(obj)
     except ValueError as error:
@@ -180,6 +181,47 @@ def eye(
     row = reshape(arange(n_rows), shape=(n_rows, 1))
     column = reshape(arange(columns), shape=(1, columns))
     return (column == row + k).astype(DEFAULT_FLOAT if dtype is None else dtype)
+
+
+def tril(x: Any, /, *, k: int = 0) -> Tensor:
+    """The matrices x with zeros above the k-th diagonal."""
+    return _triangle("tril", x, k, lower=True)
+
+
+def triu(x: Any, /, *, k: int = 0) -> Tensor:
+    """The matrices x with zeros below the k-th diagonal."""
+    return _triangle("triu", x, k, lower=False)
+
+
+def _triangle(name: str, x: Any, k: int, *, lower: bool) -> Tensor:
+    tensor = x if isinstance(x, Tensor) else asarray(x)
+    if tensor.ndim < 2:
+        raise ShapeError(f"{name}: takes matrices or stacks of them; got shape {tensor.shape}")
+    rows, columns = tensor.shape[-2:]
+    row = reshape(arange(rows), shape=(rows, 1))
+    column = reshape(arange(columns), shape=(1, columns))
+    inside = column <= row + k if lower else column >= row + k
+    return bind(select, (inside, tensor, zeros((), dtype=tensor.dtype)), {})
+
+
+def meshgrid(*arrays: Any, indexing: str = "xy") -> list[Tensor]:
+    """One coordinate of each vector at every point of their grid; "ij" puts axis i along vector i, "xy" swaps two."""
+    if indexing not in ("xy", "ij"):
+        raise ValueError(f"meshgrid: indexing is 'xy' or 'ij'; got {indexing!r}")
+    vectors = [x if isinstance(x, Tensor) else asarray(x) for x in arrays]
+    if any(x.ndim > 1 for x in vectors):
+        raise ShapeError(f"meshgrid: takes vectors; got {', '.join(str(x.shape) for x in vectors)}")
+    places = list(range(len(vectors)))
+    if indexing == "xy" and len(vectors) > 1:
+        places[:2] = [1, 0]
+    shape = [1] * len(vectors)
+    for x, place in zip(vectors, places, strict=True):
+        shape[place] = x.size
+    grids = []
+    for x, place in zip(vectors, places, strict=True):
+        line = reshape(x, shape=tuple(x.size if i == place else 1 for i in range(len(vectors))))
+        grids.append(broadcast_to(line, shape=tuple(shape)))
+    return grids
 
 
 def from_numpy(array: np.ndarray[Any, Any], /) -> Tensor:

@@ -6,11 +6,15 @@ not take raises DTypeError, shapes that do not broadcast raise ShapeError.
 
 from __future__ import annotations
 
+import builtins
+import math
 from typing import Any
+
+import numpy as np
 
 from staticgrad.graph.errors import DTypeError
 from staticgrad.graph.ops import arithmetic, rounding, transcendental
-from staticgrad.tensor import Tensor, as_operand, bind
+from staticgrad.tensor import Tensor, as_operand, bind, power
 
 
 def exp(x: Any, /) -> Tensor:
@@ -250,8 +254,11 @@ def fmod(x: Any, y: Any, /) -> Tensor:
 
 
 def pow(x: Any, y: Any, /) -> Tensor:
-    """xʸ. Floating dtypes."""
-    return bind(transcendental.power, (x, y), {})
+    """xʸ. Numeric dtypes; integers wrap, and a negative Python exponent of integers raises DTypeError."""
+    operands = [as_operand("pow", value) for value in (x, y)]
+    if not builtins.any(isinstance(value, Tensor) for value in operands):
+        operands[0] = _tensor("pow", operands[0])
+    return power(*operands)
 
 
 def atan2(y: Any, x: Any, /) -> Tensor:
@@ -363,19 +370,52 @@ def clip(x: Any, /, min: Any = None, max: Any = None) -> Tensor:
 
 
 def logaddexp(x: Any, y: Any, /) -> Tensor:
-    """log(eˣ + eʸ) without overflow. Floating dtypes."""
-    larger = maximum(x, y)
-    difference = where(equal(x, y), 0.0, negative(abs(subtract(x, y))))
-    return larger + log1p(exp(difference))
+    """log(eˣ + eʸ) without overflow, smooth at x = y. Floating dtypes."""
+    larger, smaller = _ordered(greater_equal(x, y), x, y)
+    gap = where(isinf(larger), 0.0, smaller - larger)
+    return larger + log1p(exp(gap))
 
 
 def hypot(x: Any, y: Any, /) -> Tensor:
-    """√(x² + y²) without overflow. Floating dtypes."""
-    larger, smaller = maximum(abs(x), abs(y)), minimum(abs(x), abs(y))
-    zero = larger == 0
-    ratio = smaller / where(zero, 1.0, larger)
-    unbounded = isinf(larger)
-    return where(unbounded, larger, larger * sqrt(1 + square(where(unbounded, 0.0, ratio))))
+    """√(x² + y²) without overflow, smooth but at 0; infinite if x or y is. Floating dtypes."""
+    larger, smaller = _ordered(greater_equal(abs(x), abs(y)), x, y)
+    known = logical_not(logical_or(equal(larger, 0), isinf(larger)))
+    ratio = where(known, smaller, 0.0) / where(known, larger, 1.0)
+    length = abs(larger) * sqrt(1 + square(ratio))
+    return where(logical_or(isinf(larger), isinf(smaller)), math.inf, length)
+
+
+def _ordered(first_is_larger: Tensor, x: Any, y: Any) -> tuple[Tensor, Tensor]:
+    return where(first_is_larger, x, y), where(first_is_larger, y, x)
+
+
+def signbit(x: Any, /) -> Tensor:
+    """Whether the sign of x is negative, of zeros and NaNs too. Floating dtypes."""
+    return less(copysign(1.0, x), 0)
+
+
+def cbrt(x: Any, /) -> Tensor:
+    """Cube root, of negative x too. Floating dtypes."""
+    return bind(transcendental.cbrt, (x,), {})
+
+
+def nan_to_num(x: Any, /, *, nan: float = 0.0, posinf: float | None = None, neginf: float | None = None) -> Tensor:
+    """x with NaN and the infinities replaced, the latter by the largest and smallest finite numbers by default."""
+    tensor = _tensor("nan_to_num", x)
+    if tensor.dtype.kind != "f":
+        return tensor
+    limits = np.finfo(tensor.dtype)
+    high = float(limits.max) if posinf is None else posinf
+    low = float(limits.min) if neginf is None else neginf
+    finite = where(isnan(tensor), nan, tensor)
+    return where(equal(finite, math.inf), high, where(equal(finite, -math.inf), low, finite))
+
+
+def isclose(x: Any, y: Any, /, *, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False) -> Tensor:
+    """Whether |x - y| ≤ atol + rtol·|y|, or x = y."""
+    difference = abs(subtract(x, y))
+    near = logical_or(logical_and(difference <= atol + rtol * abs(y), isfinite(y)), equal(x, y))
+    return logical_or(near, logical_and(isnan(x), isnan(y))) if equal_nan else near
 
 
 def astype(x: Tensor, dtype: Any, /, *, copy: bool = True) -> Tensor:

@@ -33,6 +33,8 @@ def getitem(x: Tensor, key: Any) -> Tensor:
             else:
                 arrays.append((len(result), index))
                 entry = slice(None)
+        if isinstance(entry, bool | np.bool_):
+            raise TypeError("getitem: a Python bool is no index; use a boolean tensor of the axis's extent")
         if isinstance(entry, slice):
             low, high, stride = entry.indices(extent)
             count = len(range(low, high, stride))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 from staticgrad.array.manipulation import _tensor, permute_dims, reshape
 from staticgrad.graph.errors import ShapeError
 from staticgrad.graph.ops import contraction
+from staticgrad.graph.ops.shape import normalize_axis
 from staticgrad.tensor import Tensor, bind
 
 
@@ -54,3 +57,23 @@ def outer(x: Any, y: Any, /) -> Tensor:
     if a.ndim != 1 or b.ndim != 1:
         raise ShapeError(f"outer: takes two vectors; got {a.shape} and {b.shape}")
     return reshape(a, (a.shape[0], 1)) * b
+
+
+def tensordot(x: Any, y: Any, /, *, axes: int | tuple[Sequence[int], Sequence[int]] = 2) -> Tensor:
+    """Σ x·y over pairs of axes: the last `axes` of x with the first of y, or those listed for each."""
+    a, b = _tensor(x), _tensor(y)
+    if isinstance(axes, int):
+        left, right = list(range(a.ndim - axes, a.ndim)), list(range(axes))
+    else:
+        left = [normalize_axis("tensordot", i, a.ndim) for i in axes[0]]
+        right = [normalize_axis("tensordot", i, b.ndim) for i in axes[1]]
+    fits = len(left) == len(right) <= min(a.ndim, b.ndim)
+    if not fits or any(a.shape[i] != b.shape[j] for i, j in zip(left, right, strict=True)):
+        raise ShapeError(f"tensordot: paired axes must have equal extents; got {a.shape} and {b.shape}, axes {axes}")
+    rows = [i for i in range(a.ndim) if i not in left]
+    columns = [i for i in range(b.ndim) if i not in right]
+    shape = tuple(a.shape[i] for i in rows) + tuple(b.shape[i] for i in columns)
+    inner = math.prod(a.shape[i] for i in left)
+    first = reshape(permute_dims(a, rows + left), (math.prod(a.shape[i] for i in rows), inner))
+    second = reshape(permute_dims(b, right + columns), (inner, math.prod(b.shape[i] for i in columns)))
+    return reshape(matmul(first, second), shape)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -170,7 +171,7 @@ def split(x: Any, sections: int | Sequence[int], /, *, axis: int = 0) -> list[Te
     if builtins.sum(sections) != extent:
         raise ShapeError(f"split: the parts must add up to {extent}; got {list(sections)}")
     bounds = np.cumsum([0, *sections]).tolist()
-    return [_part(tensor, place, low, high) for low, high in zip(bounds[:-1], bounds[1:], strict=True)]
+    return [_part(tensor, place, low, high) for low, high in itertools.pairwise(bounds)]
 
 
 def pad(x: Any, widths: Sequence[tuple[int, int]], /, *, value: float = 0) -> Tensor:
@@ -209,3 +210,16 @@ def repeat(x: Any, repeats: int, /, *, axis: int | None = None) -> Tensor:
     spread = expand_dims(tensor, axis=place + 1)
     wide = broadcast_to(spread, (*spread.shape[: place + 1], repeats, *spread.shape[place + 2 :]))
     return reshape(wide, (*tensor.shape[:place], tensor.shape[place] * repeats, *tensor.shape[place + 1 :]))
+
+
+def diff(x: Any, /, *, axis: int = -1, n: int = 1) -> Tensor:
+    """x[i+1] - x[i] along `axis`, `n` times."""
+    tensor = _tensor(x)
+    if n < 0:
+        raise ShapeError(f"diff: n must not be negative; got {n}")
+    place = normalize_axis("diff", axis, tensor.ndim)
+    for _ in range(n):
+        extent = tensor.shape[place]
+        if extent:
+            tensor = _part(tensor, place, 1, extent) - _part(tensor, place, 0, extent - 1)
+    return tensor

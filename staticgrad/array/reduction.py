@@ -9,7 +9,7 @@ import numpy as np
 
 from staticgrad.array.creation import asarray
 from staticgrad.array.elementwise import abs as magnitude
-from staticgrad.array.elementwise import exp, isfinite, log, sqrt, square, where
+from staticgrad.array.elementwise import exp, isclose, isfinite, isnan, log, sqrt, square, where
 from staticgrad.capture_state import composite
 from staticgrad.graph.errors import DTypeError, ShapeError
 from staticgrad.graph.ops import reduction, scan
@@ -138,8 +138,14 @@ def var(x: Any, /, *, axis: Axis = None, correction: float = 0.0, keepdims: bool
 
 @composite("std")
 def std(x: Any, /, *, axis: Axis = None, correction: float = 0.0, keepdims: bool = False) -> Tensor:
-    """√var over `axis`. Floating dtypes."""
-    return sqrt(var(x, axis=axis, correction=correction, keepdims=keepdims))
+    """√var over `axis`. Floating dtypes; the derivative where all elements are equal is 0."""
+    return _root(var(x, axis=axis, correction=correction, keepdims=keepdims))
+
+
+def _root(x: Tensor) -> Tensor:
+    """√x with derivative 0 instead of infinity at 0, as PyTorch has it for norm and std."""
+    zero = x == 0
+    return where(zero, 0.0, sqrt(where(zero, 1.0, x)))
 
 
 @composite("logsumexp")
@@ -171,15 +177,40 @@ def log_softmax(x: Any, /, *, axis: int = -1) -> Tensor:
 
 @composite("norm")
 def norm(x: Any, /, *, axis: Axis = None, keepdims: bool = False, ord: float = 2) -> Tensor:
-    """(Σ |x|ᵖ)^(1/p) over `axis` for p = `ord`; the largest magnitude for inf."""
+    """(Σ |x|ᵖ)^(1/p) over `axis` for p = `ord`; the largest magnitude for inf. The derivative at 0 is 0."""
     tensor = _floating("norm", x)
     if ord == math.inf:
         return max(magnitude(tensor), axis=axis, keepdims=keepdims)
     if ord == 1:
         return sum(magnitude(tensor), axis=axis, keepdims=keepdims)
     if ord == 2:
-        return sqrt(sum(square(tensor), axis=axis, keepdims=keepdims))
-    return sum(magnitude(tensor) ** ord, axis=axis, keepdims=keepdims) ** (1.0 / ord)
+        return _root(sum(square(tensor), axis=axis, keepdims=keepdims))
+    total = sum(magnitude(tensor) ** ord, axis=axis, keepdims=keepdims)
+    zero = total == 0
+    return where(zero, 0.0, where(zero, 1.0, total) ** (1.0 / ord))
+
+
+def count_nonzero(x: Any, /, *, axis: Axis = None, keepdims: bool = False) -> Tensor:
+    """How many elements over `axis` are not zero, int64."""
+    return sum(_as_boolean(x), axis=axis, keepdims=keepdims)
+
+
+def nansum(x: Any, /, *, axis: Axis = None, keepdims: bool = False) -> Tensor:
+    """Σ x over `axis`, NaN counted as 0. Floating dtypes."""
+    tensor = _floating("nansum", x)
+    return sum(where(isnan(tensor), 0.0, tensor), axis=axis, keepdims=keepdims)
+
+
+def nanmean(x: Any, /, *, axis: Axis = None, keepdims: bool = False) -> Tensor:
+    """Mean over `axis` of the elements that are not NaN; NaN where there is none. Floating dtypes."""
+    tensor = _floating("nanmean", x)
+    known = (tensor == tensor).astype(tensor.dtype)
+    return nansum(tensor, axis=axis, keepdims=keepdims) / sum(known, axis=axis, keepdims=keepdims)
+
+
+def allclose(x: Any, y: Any, /, *, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False) -> Tensor:
+    """Whether `isclose` holds everywhere; one boolean."""
+    return all(isclose(x, y, rtol=rtol, atol=atol, equal_nan=equal_nan))
 
 
 def cumulative_sum(
