@@ -77,7 +77,7 @@ def _through(view: Node, base: Strided) -> Strided | None:
     offset, strides = base.offset, base.strides
     if view.op.name == "reshape":
         reshaped = _reshaped(base, view.shape)
-        return reshaped and Strided(base.owner, offset, reshaped, view.shape)
+        return None if reshaped is None else Strided(base.owner, offset, reshaped, view.shape)
     if view.op.name == "permute_dims":
         strides = tuple(strides[axis] for axis in attributes["axes"])
     elif view.op.name == "broadcast_to":
