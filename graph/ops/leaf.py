@@ -20,9 +20,11 @@ class Value:
 
     @classmethod
     def of(cls, array: np.ndarray[Any, Any]) -> Value:
+        """The value of an array."""
         return cls(array.dtype, array.shape, array.tobytes())
 
     def array(self) -> np.ndarray[Any, Any]:
+        """The constant as a read-only array."""
         return np.frombuffer(self.data, self.dtype).reshape(self.shape)
 
     def __repr__(self) -> str:

@@ -93,7 +93,8 @@ permute_dims = structural(
 
 def _broadcast_spec(x: Spec, *, shape: Shape) -> Spec:
     padded = (1,) * (len(shape) - len(x.shape)) + x.shape
-    if len(padded) != len(shape) or any(a not in (1, b) for a, b in zip(padded, shape, strict=True)):
+    fits = len(padded) == len(shape) and all(a in (1, b) and b >= 0 for a, b in zip(padded, shape, strict=True))
+    if not fits:
         raise ShapeError(
             f"broadcast_to: every axis must be equal or 1, aligned from the right; got {x.shape} to {shape}"
         )

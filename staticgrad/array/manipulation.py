@@ -13,6 +13,7 @@ import numpy as np
 from staticgrad.array.creation import asarray, full
 from staticgrad.graph.errors import ShapeError
 from staticgrad.graph.node import Shape
+from staticgrad.graph.op import broadcast_shapes
 from staticgrad.graph.ops import shape as views
 from staticgrad.graph.ops.shape import normalize_axis
 from staticgrad.tensor import Tensor, bind
@@ -98,7 +99,9 @@ def broadcast_to(x: Any, /, shape: Shape) -> Tensor:
 def broadcast_arrays(*tensors: Any) -> list[Tensor]:
     """All stretched to their common shape."""
     made = [_tensor(x) for x in tensors]
-    shape = np.broadcast_shapes(*(x.shape for x in made))
+    if not made:
+        return []
+    shape = broadcast_shapes("broadcast_arrays", [x.shape for x in made])
     return [broadcast_to(x, shape) for x in made]
 
 
@@ -193,6 +196,8 @@ def pad(x: Any, widths: Sequence[tuple[int, int]], /, *, value: float = 0) -> Te
 def tile(x: Any, repetitions: Sequence[int], /) -> Tensor:
     """x repeated along each axis; missing axes are added in front."""
     tensor = _tensor(x)
+    if builtins.any(n < 0 for n in repetitions):
+        raise ShapeError(f"tile: repetitions must not be negative; got {tuple(repetitions)}")
     count = max(tensor.ndim, len(repetitions))
     repeats = (1,) * (count - len(repetitions)) + tuple(repetitions)
     shape = (1,) * (count - tensor.ndim) + tensor.shape
@@ -204,6 +209,8 @@ def tile(x: Any, repetitions: Sequence[int], /) -> Tensor:
 def repeat(x: Any, repeats: int, /, *, axis: int | None = None) -> Tensor:
     """Each element repeated `repeats` times along `axis`; of the flattened tensor by default."""
     tensor = _tensor(x)
+    if repeats < 0:
+        raise ShapeError(f"repeat: repeats must not be negative; got {repeats}")
     if axis is None:
         return repeat(reshape(tensor, (tensor.size,)), repeats, axis=0)
     place = normalize_axis("repeat", axis, tensor.ndim)
