@@ -80,7 +80,8 @@ def _is_virtual(node: Node) -> bool:
 class _Cluster:
     """A kernel in the making: its members, and the kernels it reads from and is read by.
 
-    `size` is the number of points of its largest loop; 0 for a kernel that is not generated.
+    `size` is the number of points of its largest loop; 0 for a kernel that is not generated. A flat kernel is one
+    loop over elements in which every operand is a single number or lies in order.
     """
 
     def __init__(self, node: Node, member: Member | None, level: int) -> None:
@@ -91,6 +92,7 @@ class _Cluster:
         self.readers: set[_Cluster] = set()
         self.reads: set[Node] = set()
         self.size = 0 if member is None else member.reach
+        self.flat = member is not None and _is_flat(member)
 
 
 class _Clusters:
@@ -123,7 +125,8 @@ class _Clusters:
     def join_numbers(self) -> None:
         """Compute single numbers in the kernel that reads them, if there is only one."""
         for cluster in dict.fromkeys(self.home.values()):
-            if cluster.size == 1 and len(cluster.readers) == 1:
+            stands = self.home[cluster.nodes[0]] is cluster  # not yet part of another one
+            if stands and cluster.size == 1 and len(cluster.readers) == 1:
                 self._join(cluster, next(iter(cluster.readers)))
 
     def join_siblings(self) -> None:
@@ -140,6 +143,14 @@ class _Clusters:
             return False
         if len(first.nodes) + len(second.nodes) > MAX_NODES:
             return False
+        if (
+            first.flat
+            and second.flat
+            and first.size == second.size
+            and len(second.nodes) == 1
+            and _follows(second, first)
+        ):
+            return self._extend(first, second)
         nodes = {*first.nodes, *second.nodes}
         reads = {owner for owner in first.reads | second.reads if owner not in nodes}
         if len(reads) > MAX_READS or _path_between(first, second):
@@ -153,6 +164,20 @@ class _Clusters:
         self._merge(first, second, together, reads, levels)
         return True
 
+    def _extend(self, first: _Cluster, second: _Cluster) -> bool:
+        """`_join` for the commonest case, one more elementwise op at the end of a flat kernel."""
+        (member,) = second.members or ()
+        whole = ((first.size, 1),) if first.size > 1 else ()
+        for access in member.accesses:
+            if self.home.get(access.owner) is first and (access.offset or access.layout != whole):
+                return False
+        reads = first.reads | {owner for owner in second.reads if self.home.get(owner) is not first}
+        levels = None if len(reads) > MAX_READS or _path_between(first, second) else _raised(first, second)
+        if levels is None:
+            return False
+        self._merge(first, second, [*(first.members or ()), member], reads, levels)
+        return True
+
     def _merge(
         self,
         first: _Cluster,
@@ -164,6 +189,7 @@ class _Clusters:
         if len(first.nodes) < len(second.nodes):
             first, second = second, first
         first.members, first.reads = together, reads
+        first.flat = first.flat and second.flat and first.size == second.size
         first.size = max(first.size, second.size)
         first.nodes = [member.node for member in together]
         for node in second.nodes:
@@ -209,6 +235,14 @@ def structure_of(nodes: Sequence[Node], writes: Sequence[Node], members: Members
         raise ValueError(f"fusion: no nest of loops computes {list(nodes)}")
     place_passes(structure, set(writes))
     return structure
+
+
+def _follows(second: _Cluster, first: _Cluster) -> bool:
+    return not second.readers and second.nodes[0].serial > first.nodes[-1].serial
+
+
+def _is_flat(member: Member) -> bool:
+    return member.kind == "map" and not member.result and all(len(access.layout) <= 1 for access in member.accesses)
 
 
 def _is_literal(owner: Node, cluster: _Cluster) -> bool:
