@@ -555,7 +555,8 @@ def check_dtype(name: str, dtype: Any) -> DType:
         raise DTypeError(f"{name}: no such dtype: {dtype!r}") from None
     if found.kind not in _SUPPORTED_KINDS or found.itemsize > 8 or found == np.float16:
         raise DTypeError(f"{name}: dtypes are bool, int8 to int64, uint8 to uint64, float32 and float64; got {found}")
-    return found.newbyteorder("=")
+    native: DType = found.newbyteorder("=")
+    return native
 
 
 def as_operand(name: str, value: Any) -> Tensor | Scalar:
@@ -710,7 +711,7 @@ def _run(op: Op, tensors: Sequence[Tensor], attributes: dict[str, Any], spec: Sp
     with np.errstate(all="ignore"):
         if observer is not None:
             observer.before()
-        result = op.reference(*values, **attributes)
+        result: Array = op.reference(*values, **attributes)
         if type(result) is not np.ndarray or result.dtype != spec.dtype:
             result = np.asarray(result, spec.dtype)
         if observer is not None:
@@ -736,14 +737,14 @@ def _located(error: StaticgradError) -> StaticgradError:
     return type(error)(f"{text}. {verb} at {user_location()}")
 
 
-Tensor.__bind__ = staticmethod(bind)  # type: ignore[assignment]
+Tensor.__bind__ = staticmethod(bind)
 
 
 def binary(op: Op, x: Any, y: Any) -> Tensor:
     """A binary operator; NotImplemented for what is not an operand, so that Python tries the other side."""
     for value in (x, y):
         if not isinstance(value, Tensor | bool | int | float | np.ndarray | np.generic):
-            return NotImplemented
+            return NotImplemented  # type: ignore[no-any-return]
     return bind(op, (x, y), {})
 
 

@@ -20,7 +20,7 @@ class TreeDef:
         self.meta = meta
         self.factory = factory  # of a defaultdict
         self.children = children
-        self.count = 1 if kind is _LEAF else sum(child.count for child in children)
+        self.count: int = 1 if kind is _LEAF else sum(child.count for child in children)
         self._hash = hash((kind, meta, children))
 
     def __eq__(self, other: object) -> bool:

@@ -156,8 +156,8 @@ def arange(
     wanted = check_dtype("arange", (DEFAULT_FLOAT if floating else DEFAULT_INT) if dtype is None else dtype)
     count = max(0, math.ceil((last - first) / step))
     if context.capture is None:
-        values = first + step * np.arange(count, dtype=np.float64 if floating else np.int64)
-        return Tensor(values.astype(wanted))
+        places = np.arange(count, dtype=np.int64)
+        return Tensor((first + step * (places.astype(np.float64) if floating else places)).astype(wanted))
     steps = bind(leaf.iota, (), {"size": count, "dtype": np.dtype(np.float64 if floating else np.int64)})
     return (steps * step + first).astype(wanted, copy=False)
 
@@ -167,10 +167,10 @@ def linspace(
 ) -> Tensor:
     """`num` evenly spaced values from start to stop."""
     check_device(device)
+    if num < 0:
+        raise ShapeError(f"linspace: num must not be negative; got {num}")
     values = np.linspace(start, stop, num, endpoint=endpoint)
-    return (
-        asarray(values.tolist(), dtype=DEFAULT_FLOAT if dtype is None else dtype) if num else zeros((0,), dtype=dtype)
-    )
+    return asarray(values.tolist(), dtype=DEFAULT_FLOAT if dtype is None else dtype)
 
 
 def eye(
@@ -180,7 +180,8 @@ def eye(
     columns = n_rows if n_cols is None else n_cols
     row = reshape(arange(n_rows), shape=(n_rows, 1))
     column = reshape(arange(columns), shape=(1, columns))
-    return (column == row + k).astype(DEFAULT_FLOAT if dtype is None else dtype)
+    inside: Tensor = column == row + k
+    return inside.astype(DEFAULT_FLOAT if dtype is None else dtype)
 
 
 def tril(x: Any, /, *, k: int = 0) -> Tensor:
