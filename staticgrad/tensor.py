@@ -632,6 +632,8 @@ def _operands(op: Op, given: Sequence[Any]) -> list[Tensor]:
         dtype, weak = first.dtype, False  # type: ignore[union-attr]
     else:
         dtype, weak = common_dtype(op.name, typed)
+        if weak and op.free:  # the condition of a select is no number: the result is a tensor like any other
+            dtype, weak = _default_dtype(dtype.kind), False
     return [
         _settled(op.name, x) if i in op.free else _converted(op.name, x, dtype, weak) for i, x in enumerate(operands)
     ]
@@ -641,8 +643,11 @@ def _settled(name: str, x: Tensor | Scalar) -> Tensor:
     """A number or weak tensor in the default dtype of its kind."""
     if isinstance(x, Tensor) and not x._weak:
         return x
-    dtype = {"b": np.dtype(np.bool_), "i": DEFAULT_INT, "f": DEFAULT_FLOAT}[_weak_kind(x)]
-    return _converted(name, x, dtype, False)
+    return _converted(name, x, _default_dtype(_weak_kind(x)), False)
+
+
+def _default_dtype(kind: str) -> DType:
+    return {"b": np.dtype(np.bool_), "i": DEFAULT_INT, "f": DEFAULT_FLOAT}[kind]
 
 
 def _converted(name: str, x: Tensor | Scalar, dtype: DType, weak: bool) -> Tensor:

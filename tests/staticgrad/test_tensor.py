@@ -142,6 +142,13 @@ def test_numbers_are_weak(dtype: str, number: Any) -> None:
     assert sg.where(sg.asarray([True]), sg.ones(1, dtype=dtype), number).dtype == expected
 
 
+def test_a_choice_between_numbers_has_the_default_dtype() -> None:
+    mask = sg.asarray([True, False])
+    assert sg.where(mask, 1.0, 2).dtype == np.float32
+    assert sg.where(mask, 1, 2).dtype == np.int64
+    assert sg.where(mask, True, False).dtype == np.bool_
+
+
 def test_numbers_that_do_not_fit() -> None:
     x = sg.ones(1, dtype="uint8")
     for number in (300, -1):
