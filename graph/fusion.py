@@ -166,7 +166,7 @@ class _Clusters:
 
     def _extend(self, first: _Cluster, second: _Cluster) -> bool:
         """`_join` for the commonest case, one more elementwise op at the end of a flat kernel."""
-        (member,) = second.members or ()
+        member = (second.members or [])[0]
         whole = ((first.size, 1),) if first.size > 1 else ()
         for access in member.accesses:
             if self.home.get(access.owner) is first and (access.offset or access.layout != whole):
@@ -238,7 +238,8 @@ def structure_of(nodes: Sequence[Node], writes: Sequence[Node], members: Members
 
 
 def _follows(second: _Cluster, first: _Cluster) -> bool:
-    return not second.readers and second.nodes[0].serial > first.nodes[-1].serial
+    """Whether `second` is a single node that comes after all of `first` and that nobody reads yet."""
+    return len(second.nodes) == 1 and not second.readers and second.nodes[0].serial > first.nodes[-1].serial
 
 
 def _is_flat(member: Member) -> bool:

@@ -341,10 +341,16 @@ def _read_before(structure: Structure, written: Node, uses: Sequence[tuple[Membe
     return written.size == 1  # read before the loops, written after them
 
 
+def _searches_row(member: Member) -> bool:
+    """Whether the row is read once more to find where the extreme stands."""
+    return member.kind == "reduce" and member.node.op.name in ARGUMENTS
+
+
 def picked_owners(structure: Structure) -> set[Node]:
     """Owners read at a chosen position of a row, directly or through members computed again for that position."""
     by_node = {member.node: member for member in structure.members}
     pending = [member.source for member in structure.members if member.source is not None]
+    pending += [member.accesses[0] for member in structure.members if _searches_row(member)]
     found: set[Node] = set()
     seen: set[Node] = set()
     while pending:

@@ -356,6 +356,9 @@ class _Generator:
         node = member.node
         name = self.names[node]
         best = f"c{name[1:]}"
+        if member.accesses[0].owner not in self.members and len(self.structure.inner) == 1:
+            self._find_extreme(member, value, best, scope)
+            return
         outer = len(self.structure.outer)
         strides = self.structure.strides(((self.structure.size, 1),), self.structure.size)
         position = _index((0, (0,) * outer + strides[outer:]))
@@ -367,6 +370,24 @@ class _Generator:
             f"b{name} = bool({better})",
             f"{name} = select(b{name}, int64({position}), {name})",
             f"{best} = select(b{name}, {value}, {best})",
+        ]
+
+    def _find_extreme(self, member: Member, value: str, best: str, scope: _Pass) -> None:
+        """Find the extreme of a row in memory, then the first place where it stands: both loops are vectorised."""
+        node, (access,) = member.node, member.accesses
+        dtype, name, extent = access.owner.dtype, self.names[member.node], self.structure.inner[0]
+        step = "larger" if node.op.name == "argmax" else "smaller"
+        scope.totals.append(f"{best} = {_worst(node.op.name, dtype)}")
+        scope.body.append(f"{best} = {step}({best}, {value})")
+        pattern = (access.offset, self.structure.strides(access.layout, access.size))
+        counter = f"i{len(self.axes) - 1}"
+        element = self._element(access.owner, _index(pattern))
+        scope.results += [
+            f"{name} = int64({extent})",
+            f"for {counter} in range({extent}):",
+            f"    b{name} = {element}",
+            f"    found{name} = (b{name} == {best}) | (b{name} != b{name})",
+            f"    {name} = smaller({name}, select(found{name}, int64({counter}), int64({extent})))",
         ]
 
     def _add_to_result(self, member: Member, value: str) -> str:
