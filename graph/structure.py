@@ -12,6 +12,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 
+import numpy as np
 from staticgrad.graph.members import ARGUMENTS, Access, Member
 from staticgrad.graph.node import Node
 from staticgrad.graph.views import Layout, boundaries, collapse, nested, split
@@ -19,6 +20,7 @@ from staticgrad.graph.views import Layout, boundaries, collapse, nested, split
 MAX_PASSES = 6
 MAX_ROW = 32_768  # elements of a row that is visited more than once: it should stay in the cache
 CHEAP = 8  # up to this cost a value is computed again rather than kept in a scratch row
+LONG_SUM = 1024  # a float32 sum of more terms, one after the other, is added up in float64
 SCRATCH_ALIGNMENT = 64
 
 # Rough costs against an addition, for elementwise ops that cost more than one.
@@ -86,13 +88,36 @@ class Structure:
         return (0,) * len(self.axes)
 
     @property
+    def wide(self) -> tuple[Node, ...]:
+        """Sums with many terms for each of several results: they are kept in float64 while the loops run."""
+        return tuple(
+            member.node
+            for member in self.members
+            if member.kind == "reduce"
+            and self.level[member.node] == Level.AFTER
+            and member.node.op.name == "sum"
+            and member.node.dtype == np.float32
+            and member.node.size > 1
+            and member.node.size * LONG_SUM < member.size
+        )
+
+    @property
+    def scratch_offsets(self) -> dict[Node, int]:
+        """Where in the working memory each scratch row and each wide sum lies."""
+        return self._lay_out()[0]
+
+    @property
     def scratch_bytes(self) -> int:
-        return sum(scratch_stride(self.row_size, node) for node in self.scratch)
+        return self._lay_out()[1]
 
-
-def scratch_stride(row_size: int, node: Node) -> int:
-    """Bytes of the scratch row that keeps `node`."""
-    return -(-row_size * node.dtype.itemsize // SCRATCH_ALIGNMENT) * SCRATCH_ALIGNMENT
+    def _lay_out(self) -> tuple[dict[Node, int], int]:
+        sizes = [(node, self.row_size * node.dtype.itemsize) for node in self.scratch]
+        sizes += [(node, 2 * node.nbytes) for node in self.wide]
+        offsets, end = {}, 0
+        for node, nbytes in sizes:
+            offsets[node] = end
+            end += -(-nbytes // SCRATCH_ALIGNMENT) * SCRATCH_ALIGNMENT
+        return offsets, end
 
 
 def row_layout(size: int, rows: int) -> Layout:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from staticgrad.graph.members import ARGUMENTS, Access, Member
 from staticgrad.graph.node import DType, Node
-from staticgrad.graph.structure import Level, Structure, scratch_stride
+from staticgrad.graph.structure import Level, Structure
 from staticgrad.kernels.cpu.expressions import BOOL, elementwise_expression, literal
 from staticgrad.kernels.cpu.kernel import Call, Kernel, Operand
 
@@ -67,11 +67,8 @@ class _Generator:
         self.loaded = 0
         self.starts: dict[Pattern, str] = {}
         self.temporaries = 0
-        scratch_offset = 0
-        self.scratch: dict[Node, int] = {}
-        for node in structure.scratch:
-            self.scratch[node] = scratch_offset
-            scratch_offset += scratch_stride(structure.row_size, node)
+        self.scratch = structure.scratch_offsets
+        self.wide = set(structure.wide)
 
     # ------------------------------------------------------------ the whole kernel
 
@@ -115,8 +112,9 @@ class _Generator:
         return textwrap.wrap(f'"""{ops}', 100, initial_indent="    ", subsequent_indent="    ")
 
     def _about(self, operand: Operand, dtype: DType) -> str:
-        if operand.kind == "scratch":
-            return f"{dtype}, a scratch row of {self.structure.row_size} elements"
+        if operand.kind == "scratch" and operand.node is not None:
+            elements = operand.node.size if operand.node in self.wide else self.structure.row_size
+            return f"{dtype}, working memory of {elements} elements"
         if operand.kind != "storage" or operand.node is None:
             return f"{dtype}, where errors are reported"
         in_place = operand.node in self.shared or operand.node in self.shared.values()
@@ -332,8 +330,8 @@ class _Generator:
             return
         strides = structure.strides(member.result, member.size)
         if structure.level[node] == Level.AFTER and strides[-1]:
-            place = f"{self._storage(node)}[{self._run((0, strides), scope)}]"
-            scope.body.append(f"{place} = {_step(node, _read(place, node), value)}")
+            place = f"{self._sums(node)}[{self._run((0, strides), scope)}]"
+            scope.body.append(f"{place} = {_step(node, _read(place, node), value, wide=node in self.wide)}")
             return
         if structure.level[node] == Level.ROW and len(structure.inner) == 1 and structure.inner[0] <= CHUNK:
             name = self.names[node]
@@ -396,8 +394,14 @@ class _Generator:
         if node.size == 1:
             total = f"u{self.names[node][1:]}"
             return f"{total} = {_step(node, total, value, wide=True)}"
-        place = f"{self._storage(node)}[{_index((0, self.structure.strides(member.result, member.size)))}]"
-        return f"{place} = {_step(node, _read(place, node), value)}"
+        place = f"{self._sums(node)}[{_index((0, self.structure.strides(member.result, member.size)))}]"
+        return f"{place} = {_step(node, _read(place, node), value, wide=node in self.wide)}"
+
+    def _sums(self, node: Node) -> str:
+        """The pointer to where several results are added up: their own storage, or working memory in float64."""
+        if node in self.wide:
+            return self._pointer("scratch", node, _FLOAT64, self.scratch[node])
+        return self._storage(node)
 
     def _accumulators(self) -> tuple[list[str], list[str]]:
         """What stands before all loops and after them for results that the loops add up."""
@@ -413,7 +417,11 @@ class _Generator:
                 initial.append(f"u{name[1:]} = {_first(node, wide=True)}")
                 after.append(f"{name} = {_narrowed(node, f'u{name[1:]}')}")
             else:
-                initial += [f"for i in range({node.size}):", f"    {self._storage(node)}[i] = {_first(node)}"]
+                first = _first(node, wide=node in self.wide)
+                initial += [f"for i in range({node.size}):", f"    {self._sums(node)}[i] = {first}"]
+                if node in self.wide:
+                    narrowed = _narrowed(node, f"{self._sums(node)}[i]")
+                    after += [f"for i in range({node.size}):", f"    {self._storage(node)}[i] = {narrowed}"]
                 continue
             if node in self.writes:
                 after.append(f"{self._storage(node)}[0] = {name}")

@@ -84,13 +84,13 @@ def test_an_expensive_value_of_one_pass_is_kept_and_a_cheap_one_is_not() -> None
         total = b("reshape", b("sum", value, axis=(1,)), shape=(8, 1))
         return b("div", value, total)
 
-    assert "scratch" in source(divided(b("exp", x)), builder=b)
+    assert "working memory" in source(divided(b("exp", x)), builder=b)
     cheap = Builder()
     y = cheap.argument((8, 5))
     value = cheap("add", y, 1.0)
     total = cheap("reshape", cheap("sum", value, axis=(1,)), shape=(8, 1))
     text = source(cheap("div", value, total), builder=cheap)
-    assert "scratch" not in text
+    assert "working memory" not in text
     assert text.count("+ float32(1.0)") == 2
 
 

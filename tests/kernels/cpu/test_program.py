@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -193,6 +195,18 @@ def test_long_sums_are_as_exact_as_pairwise_ones() -> None:
     np.testing.assert_array_max_ulp(total, array.astype(float).sum().astype(np.float32), 2)
 
 
+def test_long_sums_along_leading_axes_do_not_drift() -> None:
+    b = Builder()
+    x = b.argument((30_000, 12))
+    y = b.argument((50, 200, 3, 7))
+    graph = b.graph(b("sum", x, axis=(0,)), b("sum", y, axis=(0, 1)), b("sum", y, axis=(0, 1, 3)))
+    arrays = [np.random.default_rng(0).uniform(0, 1, leaf.shape).astype(np.float32) for leaf in graph.inputs]
+    found = run(compile_graph(graph, poison=True), arrays)
+    wanted = [arrays[0].sum(0, dtype=float), arrays[1].sum((0, 1), dtype=float), arrays[1].sum((0, 1, 3), dtype=float)]
+    for one, other in zip(found, wanted, strict=False):
+        np.testing.assert_array_max_ulp(one, other.astype(np.float32), 1)
+
+
 def test_products_of_strided_and_stretched_stacks() -> None:
     b = Builder()
     x = b("permute_dims", b.argument((2, 5, 3, 4)), axes=(0, 2, 1, 3))  # heads taken out of rows
@@ -316,6 +330,30 @@ def test_the_cache_saves_every_compilation(tmp_path: Path) -> None:
     assert again.sources == first.sources
     assert again.plan.peak_bytes == first.plan.peak_bytes == again.arena_bytes
     assert not compile_graph(small_model(), reuse=False, cache=cache).from_cache
+
+
+WITHOUT_NUMBA = """
+import sys
+from pathlib import Path
+import numpy as np
+from staticgrad.kernels.cpu.program import Program
+program = Program.from_bytes(Path(sys.argv[1]).read_bytes())
+inputs = [np.ones(leaf.shape, leaf.dtype) for leaf in program.graph.inputs]
+outputs = [np.empty(node.shape, node.dtype) for node in program.graph.outputs]
+program.run(inputs, outputs)
+print("numba" in sys.modules, outputs[0].tolist())
+"""
+
+
+def test_another_process_runs_a_program_without_numba(tmp_path: Path) -> None:
+    program = compile_graph(small_model())
+    stored = tmp_path / "program"
+    stored.write_bytes(program.to_bytes())
+    printed = subprocess.run(
+        [sys.executable, "-c", WITHOUT_NUMBA, str(stored)], capture_output=True, text=True, check=True
+    ).stdout
+    ones = [np.ones(leaf.shape, leaf.dtype) for leaf in program.graph.inputs]
+    assert printed.strip() == f"False {run(program, ones)[0].tolist()}"
 
 
 def test_a_program_comes_back_from_bytes() -> None:
