@@ -18,6 +18,7 @@ from staticgrad.autograd.modes import (  # noqa: E402
 )
 from staticgrad.capture_state import scope  # noqa: E402
 from staticgrad.checkpoint import Checkpoint, load_checkpoint, save_checkpoint  # noqa: E402
+from staticgrad.compare import compare  # noqa: E402
 from staticgrad.compile import compile  # noqa: E402
 from staticgrad.saved import load  # noqa: E402
 from staticgrad.saving import load_file, save_file  # noqa: E402
@@ -31,6 +32,7 @@ __all__ = [
     "Checkpoint",
     "Tensor",
     "autograd",
+    "compare",
     "compile",
     "data",
     "enable_grad",

@@ -22,7 +22,7 @@ class Observer(Protocol):
 class Context(threading.local):
     """Thread-local modes.
 
-    `capture` is the graph under construction, `depth` counts nested transforms, `observer` watches ops that run at once.
+    `capture` is the graph under construction, `depth` counts nested transforms, `observer` watches what runs at once.
     """
 
     capture: Capture | None = None

@@ -20,6 +20,7 @@ from staticgrad.graph.structure import COSTS
 from staticgrad.graph.views import Strided, own_storage
 from staticgrad.specialize import Captured, Specialization
 from staticgrad.table import aligned, count, duration, size
+from staticgrad.tensor import Array
 
 # ---------------------------------------------------------------- explain
 
@@ -317,11 +318,7 @@ def profile(specialization: Specialization, leaves: Sequence[Any], repeat: int) 
     from staticgrad.kernels.cpu.profile import TimedProgram
 
     program = specialization.program
-    given = [
-        np.array(array, order="C") if specialization.writes(i) else np.ascontiguousarray(array).reshape(array.shape)
-        for i, array in enumerate(specialization.inputs(leaves))
-    ]
-    outputs = [np.empty(node.shape, node.dtype) for node in program.graph.outputs]
+    given, outputs = rehearsal(specialization, leaves)
     timed = TimedProgram(program, default_cache())
     times = np.array([timed.run(given, outputs) for _ in range(repeat + _WARM_UP)][_WARM_UP:])
     medians = np.median(times, axis=0).tolist()
@@ -337,3 +334,12 @@ def profile(specialization: Specialization, leaves: Sequence[Any], repeat: int) 
     ]
     rows.sort(key=lambda row: -row.seconds)
     return Profile(tuple(rows), total, repeat)
+
+
+def rehearsal(specialization: Specialization, leaves: Sequence[Any]) -> tuple[list[Array], list[Array]]:
+    """Inputs and outputs with which the program can run and change nothing: state that it writes is copied."""
+    given = [
+        np.array(array, order="C") if specialization.writes(i) else np.ascontiguousarray(array).reshape(array.shape)
+        for i, array in enumerate(specialization.inputs(leaves))
+    ]
+    return given, [np.empty(node.shape, node.dtype) for node in specialization.captured.graph.outputs]

@@ -68,7 +68,8 @@ class TimedProgram:
             workspace.status[0] = 0
             raise self._program._error(*report)
         seconds = np.diff(self._stamps[:, 0] * 1e9 + self._stamps[:, 1]) * 1e-9
-        return np.maximum(seconds[1:] - seconds[0], 0.0)
+        corrected: np.ndarray[Any, Any] = np.maximum(seconds[1:] - seconds[0], 0.0)
+        return corrected
 
 
 def _with_stamps(lowered: Lowered, entry: int) -> list[Step]:

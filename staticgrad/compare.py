@@ -1,0 +1,218 @@
+"""`sg.compare`: one function, run dynamically and compiled from the same state, side by side."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from staticgrad._context import context
+from staticgrad.capture import GradState, State
+from staticgrad.comparison import Comparison, Difference, Memory, difference
+from staticgrad.compile import CompiledFunction, _walk, leaf_paths
+from staticgrad.graph.errors import CaptureError
+from staticgrad.observe import Clock, LiveMemory, observed
+from staticgrad.report import rehearsal
+from staticgrad.snapshot import Snapshot
+from staticgrad.specialize import Specialization
+from staticgrad.tensor import Array, Tensor
+from staticgrad.tree import tree_flatten
+
+_BLOCKS = 5  # the two modes take turns this often, so that a busy moment of the machine falls on both
+_LIMIT = 64  # recompiles: a function that accumulates gradients is compiled once without and once with them
+
+
+def compare(fn: Callable[..., Any], /, *args: Any, repeat: int = 20, **kwargs: Any) -> Comparison:
+    """Run `fn` dynamically and compiled, from the same state, and report how the two differ.
+
+    Results, new state, gradients and written arguments of one call are compared element by element. Then both modes
+    take turns: each time from the same state, a few calls in a row, the first of which is not counted. Parameters,
+    gradients, optimizer state, random state and arguments are afterwards as they were, bit for bit.
+
+    Args:
+        fn: any function that `sg.compile` takes, compiled or not.
+        args, kwargs: its arguments.
+        repeat: how many calls of each mode are timed.
+
+    Returns:
+        A `Comparison`: prints as a table; `save(path)` writes a picture or a page, `to_dict()` gives the numbers.
+
+    Raises:
+        CaptureError: `fn` cannot be captured, or is being captured.
+        ValueError: `repeat` is below 1.
+
+    >>> import staticgrad as sg
+    >>> report = sg.compare(lambda x: sg.sum(sg.tanh(x)), sg.ones(1000), repeat=3)
+    >>> report.ops, report.kernels
+    (2, 1)
+    """
+    if not callable(fn):
+        raise TypeError(f"compare: takes a function and its arguments; got {type(fn).__name__}")
+    if repeat < 1:
+        raise ValueError(f"compare: repeat must be at least 1; got {repeat}")
+    if context.capture is not None:
+        raise CaptureError("compare: runs and times its function, which a capture cannot hold; call it outside")
+    options: dict[str, Any] = {}
+    if isinstance(fn, CompiledFunction):
+        options = {"static_argnames": fn._options["static_argnames"], "cache": fn._options["cache"]}
+        fn = fn.fn
+    snapshot = Snapshot(fn, tree_flatten((args, kwargs))[0])
+    try:
+        return _Comparing(fn, options, args, kwargs, snapshot).run(repeat)
+    finally:
+        snapshot.restore()
+
+
+class _Comparing:
+    def __init__(
+        self, fn: Callable[..., Any], options: Mapping[str, Any], args: Any, kwargs: Any, snapshot: Snapshot
+    ) -> None:
+        self.fn, self.args, self.kwargs, self.snapshot = fn, args, kwargs, snapshot
+        self.compiled = CompiledFunction(fn, recompile_limit=_LIMIT, **options)
+        self.leaves, structure, static = self.compiled._flatten(args, kwargs)
+        self.paths = leaf_paths(self.compiled._rebuild_names(structure))
+        begin = time.perf_counter()
+        self.specialization = self.compiled._specialization(self.leaves, structure, static)
+        self.compile_seconds = time.perf_counter() - begin
+        snapshot.include(tensor for tensor, _ in _bound(self.specialization))
+
+    def dynamic(self) -> Any:
+        return self.fn(*self.args, **self.kwargs)
+
+    def static(self) -> Any:
+        return self.compiled(*self.args, **self.kwargs)
+
+    def run(self, repeat: int) -> Comparison:
+        differences = self.differences()
+        ops, arithmetic = self.arithmetic()
+        memory = self.memory()
+        dynamic, static, native = self.times(repeat)
+        program = self.specialization.program
+        return Comparison(
+            name=self.compiled._name(),
+            differences=tuple(differences),
+            dynamic_times=tuple(dynamic),
+            static_times=tuple(static),
+            native_seconds=float(np.median(native)),
+            arithmetic_seconds=arithmetic,
+            ops=ops,
+            kernels=len(program.plan.groups),
+            distinct_kernels=len(program.sources),
+            compile_seconds=self.compile_seconds,
+            from_cache=program.from_cache,
+            memory=memory,
+        )
+
+    # ------------------------------------------------------------ results
+
+    def differences(self) -> list[Difference]:
+        """Everything that a call gives or changes, of both modes."""
+        found = []
+        for mode in (self.dynamic, self.static):
+            self.snapshot.restore()
+            found.append(dict(self.effects(mode())))
+        first, second = found
+        return [
+            difference(kind, name, first.get((kind, name)), second.get((kind, name)))
+            for kind, name in dict.fromkeys([*first, *second])
+        ]
+
+    def effects(self, result: Any) -> Iterator[tuple[tuple[str, str], Array]]:
+        """A copy of each array that the call made or wrote, by kind and name."""
+        leaves, structure = tree_flatten(result)
+        paths: list[str] = []
+        _walk(structure, "result", paths)
+        for path, leaf in zip(paths, leaves, strict=True):
+            if isinstance(leaf, Tensor | np.ndarray):
+                yield ("result", path), _copy(leaf)
+        names: dict[int, str] = {}
+        for i, (binding, node) in enumerate(
+            zip(self.specialization.captured.bindings, self.specialization.captured.graph.inputs, strict=True)
+        ):
+            if isinstance(binding, State):
+                names[id(binding.tensor)] = binding.name
+                if self.specialization.writes(i):
+                    yield ("state", str(node.attributes["name"])), _copy(binding.tensor)
+        for tensor, name in _bound(self.specialization):
+            if tensor._grad is not None:
+                yield ("gradient", f"{names.get(id(tensor), name)}.grad"), _copy(tensor._grad)
+        for path, leaf in zip(self.paths, self.leaves, strict=True):
+            if isinstance(leaf, Tensor) and leaf._grad is not None:
+                yield ("gradient", f"{path}.grad"), _copy(leaf._grad)
+        for index, _ in self.specialization.captured.written_arguments:
+            yield ("argument", self.paths[index]), _copy(self.leaves[index])
+
+    # ------------------------------------------------------------ measures
+
+    def arithmetic(self) -> tuple[int, float]:
+        """Ops of a dynamic call, and the median time inside NumPy over a few."""
+        seconds = []
+        for _ in range(_BLOCKS):
+            self.snapshot.restore(everything=False)
+            clock = Clock()
+            with observed(clock):
+                self.dynamic()
+            seconds.append(clock.seconds)
+        return clock.ops, float(np.median(seconds))
+
+    def memory(self) -> Memory:
+        self.snapshot.restore(everything=False)
+        specialization = self.specialization
+        before = [array for array in specialization.inputs(self.leaves) if isinstance(array, np.ndarray)]
+        before += [leaf for leaf in self.leaves if isinstance(leaf, np.ndarray)]
+        before += [tensor._grad._value for tensor, _ in _bound(specialization) if tensor._grad is not None]  # type: ignore[misc]
+        live = LiveMemory(before)
+        gc.collect()
+        with observed(live):
+            result = self.dynamic()
+        del result
+        plan = specialization.program.plan
+        outputs = sum(node.nbytes for node in specialization.captured.graph.outputs)
+        return Memory(live.peak_bytes, plan.peak_bytes, outputs, plan.lower_bound_bytes, plan.naive_bytes)
+
+    def times(self, repeat: int) -> tuple[list[float], list[float], list[float]]:
+        """Times of calls in a row: dynamic, compiled, and of the native call alone, in turns."""
+        found: tuple[list[float], list[float], list[float]] = ([], [], [])
+        given, outputs = rehearsal(self.specialization, self.leaves)
+        modes = (self.dynamic, self.static, lambda: self.specialization.program.run(given, outputs))
+        blocks = min(_BLOCKS, repeat)
+        for block in range(blocks):
+            calls = repeat // blocks + (block < repeat % blocks)
+            for mode, times in zip(modes, found, strict=True):
+                self.snapshot.restore(everything=False)
+                times += _timed(mode, calls)
+        return found
+
+
+def _timed(call: Callable[[], Any], count: int) -> list[float]:
+    """Seconds of each of `count` calls after a first one that is not counted."""
+    times = []
+    for _ in range(count + 1):
+        begin = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - begin)
+    return times[1:]
+
+
+def _bound(specialization: Specialization) -> list[tuple[Tensor, str]]:
+    """The tensors that the program is tied to beside its arguments, with names: state, and owners of gradients."""
+    captured = specialization.captured
+    found = {id(b.tensor): (b.tensor, b.name) for b in captured.bindings if isinstance(b, State)}
+    for b in captured.bindings:
+        if isinstance(b, GradState):
+            found.setdefault(id(b.tensor), (b.tensor, b.name.removesuffix(".grad")))
+    for gradient in captured.gradients:
+        if gradient.tensor is not None:
+            found.setdefault(id(gradient.tensor), (gradient.tensor, f"tensor{len(found)}"))
+    return list(found.values())
+
+
+def _copy(value: Tensor | Array) -> Array:
+    array: Any = value._value if isinstance(value, Tensor) else value
+    return np.array(array)
+
+
+__all__: Sequence[str] = ["compare"]
