@@ -214,9 +214,12 @@ def require_dtype(name: str, dtype: DType, allowed: str) -> None:
 
 def broadcast_shapes(name: str, shapes: Sequence[Shape]) -> Shape:
     """The common shape of `shapes` under NumPy's broadcasting, or ShapeError naming the op."""
-    first = shapes[0]
-    if all(shape == first for shape in shapes):
-        return first
+    longest = shapes[0]
+    for shape in shapes:
+        if len(shape) > len(longest):
+            longest = shape
+    if all(shape in ((), longest) for shape in shapes):
+        return longest
     try:
         return np.broadcast_shapes(*shapes)
     except ValueError:
@@ -255,16 +258,20 @@ def elementwise(
     typed = [i for i in range(len(operands)) if i not in free]
 
     def infer(specs: Sequence[Spec], attributes: Mapping[str, Any]) -> Spec:
-        shape = broadcast_shapes(name, [spec.shape for spec in specs])
-        common = specs[typed[0]].dtype
+        first = specs[typed[0]]
+        shape, common = first
         require_dtype(name, common, dtype)
         for i in free:
             require_dtype(name, specs[i].dtype, "boolean")
         for i in typed[1:]:
             if specs[i].dtype != common:
                 raise DTypeError(f"{name}: operands must have one dtype; got {common} and {specs[i].dtype}")
+        for spec in specs:
+            if spec.shape != shape:
+                shape = broadcast_shapes(name, [spec.shape for spec in specs])
+                break
         if result == "same":
-            return Spec(shape, common)
+            return first if shape is first.shape else Spec(shape, common)
         if result == "attribute":
             return Spec(shape, np.dtype(attributes["dtype"]))
         return Spec(shape, np.dtype(np.bool_ if result == "boolean" else result))

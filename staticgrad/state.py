@@ -33,6 +33,11 @@ def write(tensor: Tensor, source: Any) -> None:
     if isinstance(new, Node):
         raise escaped_error(new)
     _check_fits(tensor, new.shape)
+    if not value.flags.writeable:
+        raise ValueError(
+            f"copy_: the tensor ({tensor.spec}) is a broadcast view or shares a read-only array, which cannot be "
+            "written; work on a copy, made with astype(copy=True)"
+        )
     np.copyto(value, new, casting="unsafe")
 
 

@@ -621,6 +621,10 @@ def _scalar_tensor(name: str, value: Scalar, dtype: DType) -> Tensor:
 
 def _operands(op: Op, given: Sequence[Any]) -> list[Tensor]:
     """The operands as Tensors of one dtype where the op wants one."""
+    if op.promotes and len(given) == 2:
+        pair = _with_number(op.name, *given)
+        if pair is not None:
+            return pair
     operands = [x if type(x) is Tensor else as_operand(op.name, x) for x in given]
     if not op.promotes:
         return [x if isinstance(x, Tensor) and not x._weak else _settled(op.name, x) for x in operands]
@@ -637,6 +641,15 @@ def _operands(op: Op, given: Sequence[Any]) -> list[Tensor]:
     return [
         _settled(op.name, x) if i in op.free else _converted(op.name, x, dtype, weak) for i, x in enumerate(operands)
     ]
+
+
+def _with_number(name: str, x: Any, y: Any) -> list[Tensor] | None:
+    """The commonest case at once: a floating tensor and a Python number."""
+    if type(y) in (float, int) and type(x) is Tensor and not x._weak and x._value.dtype.kind == "f":
+        return [x, _scalar_tensor(name, y, x._value.dtype)]
+    if type(x) in (float, int) and type(y) is Tensor and not y._weak and y._value.dtype.kind == "f":
+        return [_scalar_tensor(name, x, y._value.dtype), y]
+    return None
 
 
 def _settled(name: str, x: Tensor | Scalar) -> Tensor:
@@ -685,7 +698,7 @@ def bind(op: Op, operands: Sequence[Any], attributes: dict[str, Any]) -> Tensor:
             out = Tensor(context.capture.append(op, tensors, attributes, spec))
     except StaticgradError as error:
         raise _located(error) from error.__cause__
-    if tensors and op.promotes and all(t._weak for t in tensors):
+    if op.promotes and tensors[0]._weak and all(t._weak for t in tensors):
         out._weak = True
     if op.kind == "view":
         out._version = tensors[0]._version
@@ -708,10 +721,11 @@ def bind(op: Op, operands: Sequence[Any], attributes: dict[str, Any]) -> Tensor:
 
 
 def _run(op: Op, tensors: Sequence[Tensor], attributes: dict[str, Any], spec: Spec) -> Array:
-    values = [t._value for t in tensors]
-    for value in values:
-        if type(value) is Node:
-            raise escaped_error(value)
+    values = []
+    for t in tensors:
+        if type(t._value) is Node:
+            raise escaped_error(t._value)
+        values.append(t._value)
     observer = context.observer
     with np.errstate(all="ignore"):
         if observer is not None:

@@ -264,6 +264,14 @@ def test_copy_writes_into_storage() -> None:
         x.copy_(np.ones(3))
 
 
+def test_storage_that_cannot_be_written() -> None:
+    array = np.ones(3)
+    array.flags.writeable = False
+    for x in (sg.asarray(array), sg.broadcast_to(sg.asarray([1.0]), (3,))):
+        with pytest.raises(ValueError, match="broadcast view or shares a read-only array"):
+            x.copy_(2.0)
+
+
 def test_items_cannot_be_assigned() -> None:
     x = sg.zeros(3)
     with pytest.raises(TypeError, match=r"item assignment is not supported; .* sg.where"):
