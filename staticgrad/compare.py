@@ -87,9 +87,9 @@ class _Comparing:
 
     def run(self, repeat: int) -> Comparison:
         differences = self.differences()
-        ops, arithmetic = self.arithmetic()
         memory = self.memory()
-        dynamic, static, native = self.times(repeat)
+        ops = self.count_ops()
+        dynamic, static, native, arithmetic = self.times(repeat)
         program = self.specialization.program
         return Comparison(
             name=self.compiled._name(),
@@ -97,7 +97,7 @@ class _Comparing:
             dynamic_times=tuple(dynamic),
             static_times=tuple(static),
             native_seconds=float(np.median(native)),
-            arithmetic_seconds=arithmetic,
+            arithmetic_seconds=float(np.median(arithmetic)),
             ops=ops,
             kernels=len(program.plan.groups),
             distinct_kernels=len(program.sources),
@@ -147,17 +147,6 @@ class _Comparing:
 
     # ------------------------------------------------------------ measures
 
-    def arithmetic(self) -> tuple[int, float]:
-        """Ops of a dynamic call, and the median time inside NumPy over a few."""
-        seconds = []
-        for _ in range(_BLOCKS):
-            self.snapshot.restore(everything=False)
-            clock = Clock()
-            with observed(clock):
-                self.dynamic()
-            seconds.append(clock.seconds)
-        return clock.ops, float(np.median(seconds))
-
     def memory(self) -> Memory:
         self.snapshot.restore(everything=False)
         specialization = self.specialization
@@ -173,28 +162,48 @@ class _Comparing:
         outputs = sum(node.nbytes for node in specialization.captured.graph.outputs)
         return Memory(live.peak_bytes, plan.peak_bytes, outputs, plan.lower_bound_bytes, plan.naive_bytes)
 
-    def times(self, repeat: int) -> tuple[list[float], list[float], list[float]]:
-        """Times of calls in a row: dynamic, compiled, and of the native call alone, in turns."""
-        found: tuple[list[float], list[float], list[float]] = ([], [], [])
+    def count_ops(self) -> int:
+        """Ops of a dynamic call."""
+        self.snapshot.restore(everything=False)
+        clock = Clock()
+        with observed(clock):
+            self.dynamic()
+        return clock.ops
+
+    def times(self, repeat: int) -> tuple[list[float], ...]:
+        """Times of calls in a row, in turns: dynamic, compiled, the native call alone, NumPy within a dynamic call."""
         given, outputs = rehearsal(self.specialization, self.leaves)
-        modes = (self.dynamic, self.static, lambda: self.specialization.program.run(given, outputs))
+        measures = (
+            _timed(self.dynamic),
+            _timed(self.static),
+            _timed(lambda: self.specialization.program.run(given, outputs)),
+            self.arithmetic,
+        )
+        found: tuple[list[float], ...] = ([], [], [], [])
         blocks = min(_BLOCKS, repeat)
         for block in range(blocks):
             calls = repeat // blocks + (block < repeat % blocks)
-            for mode, times in zip(modes, found, strict=True):
+            for measure, times in zip(measures, found, strict=True):
                 self.snapshot.restore(everything=False)
-                times += _timed(mode, calls)
+                measure()  # not counted: caches are cold, and a first call may have to compile
+                times += [measure() for _ in range(calls)]
         return found
 
+    def arithmetic(self) -> float:
+        """Time inside NumPy of one dynamic call."""
+        clock = Clock()
+        with observed(clock):
+            self.dynamic()
+        return clock.seconds
 
-def _timed(call: Callable[[], Any], count: int) -> list[float]:
-    """Seconds of each of `count` calls after a first one that is not counted."""
-    times = []
-    for _ in range(count + 1):
+
+def _timed(call: Callable[[], Any]) -> Callable[[], float]:
+    def measure() -> float:
         begin = time.perf_counter()
         call()
-        times.append(time.perf_counter() - begin)
-    return times[1:]
+        return time.perf_counter() - begin
+
+    return measure
 
 
 def _bound(specialization: Specialization) -> list[tuple[Tensor, str]]:
