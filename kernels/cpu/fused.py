@@ -59,7 +59,7 @@ class _Generator:
             member.node: f"{'srts'[structure.level[member.node]]}{position}"
             for position, member in enumerate(structure.members)
         }
-        self.pointers: dict[tuple[str, Node | None], str] = {}
+        self.pointers: dict[tuple[str, Node | None, int], str] = {}
         self.operands: list[Operand] = []
         self.dtypes: list[DType] = []
         self.hoisted: dict[int, list[str]] = {level: [] for level in range(len(structure.outer) + 1)}
@@ -122,7 +122,7 @@ class _Generator:
         return f"{dtype}[{operand.node.size}], {how}"
 
     def _pointer(self, kind: str, node: Node | None, dtype: DType, offset: int = 0) -> str:
-        key = (kind, self.shared.get(node, node) if kind == "storage" and node is not None else node)
+        key = (kind, self.shared.get(node, node) if kind == "storage" and node is not None else node, offset)
         if key not in self.pointers:
             self.pointers[key] = f"p{len(self.operands)}"
             self.operands.append(Operand(kind, node, offset))  # type: ignore[arg-type]
@@ -142,6 +142,7 @@ class _Generator:
         if owner.op.name == "constant" and owner.size == 1:
             return literal(owner.attributes["value"].array().reshape(())[()], owner.dtype)
         pattern = (access.offset, self.structure.strides(access.layout, access.size))
+        base = self._base(access)
         key = (owner, pattern)
         depth = max((axis + 1 for axis, stride in enumerate(pattern[1]) if stride), default=0)
         outside = depth <= len(self.structure.outer)
@@ -151,8 +152,9 @@ class _Generator:
         name = known[key] = f"a{self.loaded}"
         self.loaded += 1
         innermost = depth == len(self.axes) and depth > 0 and not outside
-        index = self._run(pattern, scope) if innermost and scope is not None else _index(pattern)
-        line = f"{name} = {self._element(owner, index)}"
+        place = (pattern[0] - base, pattern[1])
+        index = self._run(place, scope) if innermost and scope is not None else _index(place)
+        line = f"{name} = {self._element(owner, base, index)}"
         if outside or scope is None:
             self.hoisted[depth].append(line)
         elif innermost:
@@ -161,10 +163,20 @@ class _Generator:
             scope.loads.setdefault(depth, []).append(line)
         return name
 
-    def _element(self, owner: Node, index: str) -> str:
+    def _base(self, access: Access) -> int:
+        """The element that an access's pointer points to.
+
+        Where a view starts goes into the address, so that reads of one shape at different places, such as the steps
+        of a sequence, are one kernel. Storage that is also written has one pointer only.
+        """
+        fixed = access.owner.op.name == "iota" or access.owner in self.shared.values()
+        return 0 if fixed else access.offset
+
+    def _element(self, owner: Node, base: int, index: str) -> str:
+        """The text of the element at `index`, counted from the element `base` of the owner's storage."""
         if owner.op.name == "iota":
             return f"{owner.dtype.name}({index})"
-        text = f"{self._storage(owner)}[{index}]"
+        text = f"{self._pointer('storage', owner, owner.dtype, base * owner.dtype.itemsize)}[{index}]"
         return f"({text} != 0)" if owner.dtype == BOOL else text
 
     def _run(self, pattern: Pattern, scope: _Pass) -> str:
@@ -271,7 +283,9 @@ class _Generator:
         if key in known:
             return known[key]
         if owner not in self.members or owner.op.name == "iota":
-            value = self._element(owner, _index((access.offset, strides), {len(strides) - 1: place}))
+            base = self._base(access)
+            index = _index((access.offset - base, strides), {len(strides) - 1: place})
+            value = self._element(owner, base, index)
         else:
             member = self.members[owner]
             operands = [self._at_point(operand, place, lines, known) for operand in member.accesses]
@@ -377,9 +391,10 @@ class _Generator:
         step = "larger" if node.op.name == "argmax" else "smaller"
         scope.totals.append(f"{best} = {_worst(node.op.name, dtype)}")
         scope.body.append(f"{best} = {step}({best}, {value})")
-        pattern = (access.offset, self.structure.strides(access.layout, access.size))
+        base = self._base(access)
+        pattern = (access.offset - base, self.structure.strides(access.layout, access.size))
         counter = f"i{len(self.axes) - 1}"
-        element = self._element(access.owner, _index(pattern))
+        element = self._element(access.owner, base, _index(pattern))
         scope.results += [
             f"{name} = int64({extent})",
             f"for {counter} in range({extent}):",

@@ -103,6 +103,16 @@ def test_equal_work_is_one_kernel_whatever_it_is_called() -> None:
     assert "first" not in found[0].source
 
 
+def test_the_steps_of_a_sequence_are_one_kernel() -> None:
+    b = Builder()
+    steps, weight = b.argument((5, 2, 4)), b.argument((4, 4))
+    hidden = b.argument((2, 4))
+    for step in range(5):
+        taken = b("slice", steps, start=(step, 0, 0), stop=(step + 1, 2, 4), step=(1, 1, 1))
+        hidden = b("tanh", b("add", b("matmul", hidden, weight), b("reshape", taken, shape=(2, 4))))
+    assert len(kernels(b.graph(hidden))) == 2  # the last one writes to the output, the others in place
+
+
 def test_storage_that_is_taken_over_is_one_pointer() -> None:
     b = Builder()
     weight, gradient = b.state((8,)), b.argument((8,))
