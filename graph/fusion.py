@@ -243,7 +243,8 @@ def _follows(second: _Cluster, first: _Cluster) -> bool:
 
 
 def _is_flat(member: Member) -> bool:
-    return member.kind == "map" and not member.result and all(len(access.layout) <= 1 for access in member.accesses)
+    flat = all(len(access.layout) <= 1 for access in member.accesses)
+    return member.kind == "map" and member.size > 0 and not member.result and flat
 
 
 def _is_literal(owner: Node, cluster: _Cluster) -> bool:
