@@ -39,7 +39,7 @@ def graph_key(graph: Graph) -> str:
     """
     numbers: dict[Node, int] = {leaf: number for number, leaf in enumerate(graph.inputs)}
     lines = [f"input {leaf.attributes['role']} {_type(leaf)}" for leaf in graph.inputs]
-    for node in _from_results(graph):
+    for node in canonical_order(graph):
         if node in numbers:
             continue
         numbers[node] = len(numbers)
@@ -50,7 +50,7 @@ def graph_key(graph: Graph) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def _from_results(graph: Graph) -> list[Node]:
+def canonical_order(graph: Graph) -> list[Node]:
     """Every node, operands before readers, in an order that follows from the results alone; iterative."""
     ordered: list[Node] = []
     seen: set[Node] = set()

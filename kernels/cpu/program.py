@@ -17,8 +17,7 @@ from staticgrad.graph.fusion import fuse
 from staticgrad.graph.node import Graph, Node
 from staticgrad.graph.plan import ALIGNMENT, Plan, make_plan
 from staticgrad.graph.schedule import order
-from staticgrad.graph.serialize import _from_results as canonical_order
-from staticgrad.graph.serialize import from_json, graph_key, to_json
+from staticgrad.graph.serialize import canonical_order, from_json, graph_key, to_json
 from staticgrad.kernels.cache import DiskCache, content_key
 from staticgrad.kernels.cpu import native
 from staticgrad.kernels.cpu.kernel import ERROR_WORDS, Kernel
