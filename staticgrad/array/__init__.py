@@ -56,6 +56,7 @@ from staticgrad.array.dtypes import (
     uint32,
     uint64,
 )
+from staticgrad.array.einsum import einsum
 from staticgrad.array.elementwise import (
     abs,
     acos,
@@ -232,6 +233,7 @@ __all__ = [
     "digamma",
     "divide",
     "e",
+    "einsum",
     "empty",
     "empty_like",
     "equal",

@@ -172,6 +172,27 @@ EXAMPLES: dict[str, list[Example]] = {
         )
     ],
     # products
+    "einsum": [
+        (lambda *xs, s=subscripts: sg.einsum(s, *xs), lambda *xs, s=subscripts: np.einsum(s, *xs), operands, "d")
+        for subscripts, operands in (
+            ("ijk->kij", (X,)),
+            ("ijk->j", (X,)),
+            ("ijk,ilk->ijl", (X, Y)),
+            ("ij,jk", (M, M.T.copy())),
+            ("ba", (M,)),
+            ("i,j->ij", (V, V[:3])),
+            ("i,i->", (V, V)),
+            ("ii->i", (M[:, :3],)),
+            ("ii", (M[:, :3],)),
+            ("ijj,jk->ki", (X[:, :, :3], M)),
+            ("...ij,...jk->...ik", (X, np.swapaxes(Y, 1, 2))),
+            ("...i,i->...", (X, V)),
+            ("ij,jk,kl->il", (M[:2], M.T.copy(), M[:, :2])),
+            ("bij,bik,b->jk", (X, Y, V[:2])),
+            ("ij,ij->ij", (M, M + 1)),
+        )
+    ]
+    + [(lambda x, y: sg.einsum("ij,kj->ik", x, y), lambda x, y: np.einsum("ij,kj->ik", x, y), (N, N), "")],
     "matmul": [
         _same("matmul", X, np.swapaxes(Y, 1, 2)),
         _same("matmul", X, M.T.copy()),

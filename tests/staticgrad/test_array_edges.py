@@ -302,6 +302,12 @@ BAD: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: sg.outer(sg.zeros((2, 2)), sg.zeros(2)), ShapeError, "two vectors"),
     (lambda: sg.tensordot(sg.zeros((2, 3)), sg.zeros((2, 3)), axes=1), ShapeError, "equal extents"),
     (lambda: sg.tensordot(sg.zeros(2), sg.zeros(2), axes=5), ShapeError, "tensordot"),
+    (lambda: sg.einsum("ij,jk", sg.zeros((2, 3))), ShapeError, "one term for each operand"),
+    (lambda: sg.einsum("ij", sg.zeros(3)), ShapeError, "does not fit an operand"),
+    (lambda: sg.einsum("i->k", sg.zeros(3)), ShapeError, "must be distinct and occur"),
+    (lambda: sg.einsum("i->ii", sg.zeros(3)), ShapeError, "must be distinct and occur"),
+    (lambda: sg.einsum("i1->i", sg.zeros((3, 2))), ShapeError, "does not fit an operand"),
+    (lambda: sg.einsum("i,i->", sg.zeros(3), sg.zeros(2)), ShapeError, "is both 3 and 2"),
     (lambda: sg.where(True, "a", 1.0), TypeError, "got str"),
 ]
 
