@@ -18,7 +18,7 @@ from staticgrad.graph.node import Node
 from staticgrad.graph.views import Layout, boundaries, collapse, nested, split
 
 MAX_PASSES = 6
-MAX_ROW = 32_768  # elements of a row that is visited more than once: it should stay in the cache
+MAX_ROW = 131_072  # elements of a row that is visited more than once: it should stay in the cache
 CHEAP = 8  # up to this cost a value is computed again rather than kept in a scratch row
 LONG_SUM = 1024  # a float32 sum of more terms, one after the other, is added up in float64
 SCRATCH_ALIGNMENT = 64
