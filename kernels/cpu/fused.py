@@ -17,10 +17,10 @@ from staticgrad.graph.node import DType, Node
 from staticgrad.graph.structure import Level, Structure
 from staticgrad.kernels.cpu.expressions import BOOL, elementwise_expression, literal
 from staticgrad.kernels.cpu.kernel import Call, Kernel, Operand
+from staticgrad.kernels.cpu.reduction_steps import FLOAT64, first_value, least_value, narrowed, step, stored_value
 
 CHUNK = 4096  # longest run of float additions in one accumulator; partial sums are added in float64
 _INT64 = np.dtype(np.int64)
-_FLOAT64 = np.dtype(np.float64)
 Pattern = tuple[int, tuple[int, ...]]  # offset, and strides along the axes
 
 
@@ -345,24 +345,24 @@ class _Generator:
         strides = structure.strides(member.result, member.size)
         if structure.level[node] == Level.AFTER and strides[-1]:
             place = f"{self._sums(node)}[{self._run((0, strides), scope)}]"
-            scope.body.append(f"{place} = {_step(node, _read(place, node), value, wide=node in self.wide)}")
+            scope.body.append(f"{place} = {step(node, stored_value(place, node), value, wide=node in self.wide)}")
             return
         if structure.level[node] == Level.ROW and len(structure.inner) == 1 and structure.inner[0] <= CHUNK:
             name = self.names[node]
-            scope.start.append(f"{name} = {_first(node)}")
-            scope.body.append(f"{name} = {_step(node, name, value, reorder=True)}")
+            scope.start.append(f"{name} = {first_value(node)}")
+            scope.body.append(f"{name} = {step(node, name, value, reorder=True)}")
             return
         register = f"c{self.names[node][1:]}"
-        scope.start.append(f"{register} = {_first(node)}")
-        scope.body.append(f"{register} = {_step(node, register, value, reorder=True)}")
+        scope.start.append(f"{register} = {first_value(node)}")
+        scope.body.append(f"{register} = {step(node, register, value, reorder=True)}")
         scope.sums |= node.op.name == "sum" and node.dtype.kind == "f"
         if structure.level[node] == Level.AFTER:
             scope.end.append(self._add_to_result(member, register))
             return
         total = f"u{self.names[node][1:]}"
-        scope.totals.append(f"{total} = {_first(node, wide=True)}")
-        scope.end.append(f"{total} = {_step(node, total, register, wide=True)}")
-        scope.results.append(f"{self.names[node]} = {_narrowed(node, total)}")
+        scope.totals.append(f"{total} = {first_value(node, wide=True)}")
+        scope.end.append(f"{total} = {step(node, total, register, wide=True)}")
+        scope.results.append(f"{self.names[node]} = {narrowed(node, total)}")
 
     def _accumulate_position(self, member: Member, value: str, scope: _Pass) -> None:
         node = member.node
@@ -377,7 +377,7 @@ class _Generator:
         sign = ">" if node.op.name == "argmax" else "<"
         floating = node.operands[0].dtype.kind == "f"
         better = f"({value} {sign} {best})" + (f" | (({value} != {value}) & ({best} == {best}))" if floating else "")
-        scope.totals += [f"{best} = {_worst(node.op.name, node.operands[0].dtype)}", f"{name} = int64(0)"]
+        scope.totals += [f"{best} = {least_value(node.op.name, node.operands[0].dtype)}", f"{name} = int64(0)"]
         scope.body += [
             f"b{name} = bool({better})",
             f"{name} = select(b{name}, int64({position}), {name})",
@@ -388,9 +388,9 @@ class _Generator:
         """Find the extreme of a row in memory, then the first place where it stands: both loops are vectorised."""
         node, (access,) = member.node, member.accesses
         dtype, name, extent = access.owner.dtype, self.names[member.node], self.structure.inner[0]
-        step = "larger" if node.op.name == "argmax" else "smaller"
-        scope.totals.append(f"{best} = {_worst(node.op.name, dtype)}")
-        scope.body.append(f"{best} = {step}({best}, {value})")
+        better = "larger" if node.op.name == "argmax" else "smaller"
+        scope.totals.append(f"{best} = {least_value(node.op.name, dtype)}")
+        scope.body.append(f"{best} = {better}({best}, {value})")
         base = self._base(access)
         pattern = (access.offset - base, self.structure.strides(access.layout, access.size))
         counter = f"i{len(self.axes) - 1}"
@@ -408,14 +408,14 @@ class _Generator:
         node = member.node
         if node.size == 1:
             total = f"u{self.names[node][1:]}"
-            return f"{total} = {_step(node, total, value, wide=True)}"
+            return f"{total} = {step(node, total, value, wide=True)}"
         place = f"{self._sums(node)}[{_index((0, self.structure.strides(member.result, member.size)))}]"
-        return f"{place} = {_step(node, _read(place, node), value, wide=node in self.wide)}"
+        return f"{place} = {step(node, stored_value(place, node), value, wide=node in self.wide)}"
 
     def _sums(self, node: Node) -> str:
         """The pointer to where several results are added up: their own storage, or working memory in float64."""
         if node in self.wide:
-            return self._pointer("scratch", node, _FLOAT64, self.scratch[node])
+            return self._pointer("scratch", node, FLOAT64, self.scratch[node])
         return self._storage(node)
 
     def _accumulators(self) -> tuple[list[str], list[str]]:
@@ -429,14 +429,14 @@ class _Generator:
             if member.kind == "map":
                 after.append(f"{name} = {self._value(member, self._operands(member, None), '0')}")
             elif node.size == 1:
-                initial.append(f"u{name[1:]} = {_first(node, wide=True)}")
-                after.append(f"{name} = {_narrowed(node, f'u{name[1:]}')}")
+                initial.append(f"u{name[1:]} = {first_value(node, wide=True)}")
+                after.append(f"{name} = {narrowed(node, f'u{name[1:]}')}")
             else:
-                first = _first(node, wide=node in self.wide)
+                first = first_value(node, wide=node in self.wide)
                 initial += [f"for i in range({node.size}):", f"    {self._sums(node)}[i] = {first}"]
                 if node in self.wide:
-                    narrowed = _narrowed(node, f"{self._sums(node)}[i]")
-                    after += [f"for i in range({node.size}):", f"    {self._storage(node)}[i] = {narrowed}"]
+                    value = narrowed(node, f"{self._sums(node)}[i]")
+                    after += [f"for i in range({node.size}):", f"    {self._storage(node)}[i] = {value}"]
                 continue
             if node in self.writes:
                 after.append(f"{self._storage(node)}[0] = {name}")
@@ -484,70 +484,3 @@ def _index(pattern: Pattern, counters: Mapping[int, str] | None = None) -> str:
     if offset or not terms:
         terms.insert(0, str(offset))
     return " + ".join(terms)
-
-
-# ---------------------------------------------------------------- steps of reductions
-
-
-def _wide(node: Node, wide: bool) -> DType:
-    """The dtype of an accumulator: parts of a sum are added in float64."""
-    return _FLOAT64 if wide and node.op.name == "sum" and node.dtype.kind == "f" else node.dtype
-
-
-def _first(node: Node, wide: bool = False) -> str:
-    """What a reduction starts from."""
-    dtype = _wide(node, wide)
-    match node.op.name:
-        case "sum":
-            return literal(0, dtype)
-        case "prod":
-            return literal(1, dtype)
-        case "any":
-            return "False"
-        case "all":
-            return "True"
-        case name:
-            return _worst(name, dtype)
-
-
-def _worst(name: str, dtype: DType) -> str:
-    largest = name in ("min", "argmin")
-    if dtype.kind == "f":
-        return literal(float("inf") if largest else float("-inf"), dtype)
-    limits = np.iinfo(dtype)
-    return literal(limits.max if largest else limits.min, dtype)
-
-
-def _step(node: Node, total: str, value: str, *, reorder: bool = False, wide: bool = False) -> str:
-    """`total` with one more value; `reorder` where the order of a sum does not matter."""
-    dtype = _wide(node, wide)
-    if dtype != node.dtype:
-        value = f"{dtype.name}({value})"
-    match node.op.name:
-        case "sum" if dtype.kind == "f":
-            return f"accumulate_sum({total}, {value})" if reorder else f"{total} + {value}"
-        case "prod" if dtype.kind == "f":
-            return f"accumulate_product({total}, {value})" if reorder else f"{total} * {value}"
-        case "sum":
-            return f"{dtype.name}({total} + {value})"
-        case "prod":
-            return f"{dtype.name}({total} * {value})"
-        case "max":
-            return f"larger({total}, {value})"
-        case "min":
-            return f"smaller({total}, {value})"
-        case "any":
-            return f"bool({total} | {value})"
-        case "all":
-            return f"bool({total} & {value})"
-        case name:
-            raise NotImplementedError(f"{name}: no accumulation is defined")
-
-
-def _read(place: str, node: Node) -> str:
-    return f"({place} != 0)" if node.dtype == BOOL else place
-
-
-def _narrowed(node: Node, total: str) -> str:
-    dtype = _wide(node, wide=True)
-    return total if dtype == node.dtype else f"{node.dtype.name}({total})"
