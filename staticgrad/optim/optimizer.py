@@ -49,11 +49,8 @@ class Optimizer:
     """
 
     counted: ClassVar[bool] = True  # whether a parameter's state has a counter, "step"
-    capture_exempt: ClassVar[tuple[str, ...]] = (
-        "state",
-        "cohorts",
-        "layout",
-    )  # a step that changes them compiles again
+    # A captured step may change these: it watches `layout`, so that it is compiled again.
+    capture_exempt: ClassVar[tuple[str, ...]] = ("state", "cohorts", "layout")
 
     def __init__(self, params: Iterable[Any], defaults: Mapping[str, Any]) -> None:
         self.defaults = dict(defaults)
@@ -191,7 +188,7 @@ class Optimizer:
     def _part(self, index: int, cohort: Cohort, active: list[Any]) -> None:
         """Give the members that are passed over a counter of their own."""
         kept = {id(parameter) for parameter in active}
-        idle = self.new_cohort(index)
+        idle = self.new_cohort(index, cohort.step.item())  # right also should the capture fail after this line
         idle.members = [parameter for parameter in cohort.members if id(parameter) not in kept]
         idle.started = cohort.started
         cohort.members = active
@@ -200,9 +197,9 @@ class Optimizer:
             self.layout += 1
         self.complete_state(index)
 
-    def new_cohort(self, index: int) -> Cohort:
-        """Add an empty cohort to the group at `index`."""
-        cohort = Cohort(concrete_full((), 0.0, np.float64), [])
+    def new_cohort(self, index: int, count: float = 0.0) -> Cohort:
+        """Add an empty cohort, stepped `count` times, to the group at `index`."""
+        cohort = Cohort(concrete_full((), count, np.float64), [])
         self.cohorts[index].append(cohort)
         return cohort
 

@@ -280,6 +280,26 @@ def test_parameters_can_be_frozen_and_freed_between_steps():
     assert run.cache_info().misses == 3  # the third, since the parameters are no longer stepped in one group
 
 
+def test_a_failed_capture_leaves_the_counters_right():
+    first, second = nn.Parameter(np.ones(2)), nn.Parameter(np.ones(2))
+    optimizer, log = optim.Adam([first, second]), []
+
+    def step(x, both, fails):
+        optimizer.zero_grad()
+        sg.sum((first + second if both else first) * x).backward()
+        optimizer.step()
+        if fails:
+            log.append(1)
+
+    run = sg.compile(step, static_argnames=("both", "fails"))
+    run(np.ones(2), both=True, fails=False)
+    with pytest.raises(CaptureError, match="log"):
+        run(np.ones(2), both=False, fails=True)
+    assert [optimizer.state[parameter]["step"].item() for parameter in (first, second)] == [1, 1]
+    run(np.ones(2), both=True, fails=False)
+    assert [optimizer.state[parameter]["step"].item() for parameter in (first, second)] == [2, 2]
+
+
 @pytest.mark.parametrize("wrap", [lambda model: model, nn.Sequential], ids=["itself", "inside"])
 @pytest.mark.parametrize("how", ["list", "number", "tensor"])
 def test_a_forward_that_keeps_things_is_refused(wrap, how):
