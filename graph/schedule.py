@@ -159,13 +159,12 @@ def _order_updates(graph: Graph, groups: Sequence[Group], uses: Uses, before: li
     for leaf, value in replaceable_states(graph, uses):
         writer = uses.written[value]
         if writer not in readers[leaf] or (value, leaf) in groups[writer].in_place:
-            first = {*readers[leaf], *checks} - {writer}
-            wanted.append((value, writer, sorted(first)))
+            wanted.append((value, writer, sorted({*readers[leaf], *checks} - {writer})))
     wanted.sort(key=lambda update: (-update[0].nbytes, update[0].serial))
     while wanted:
         trial = [set(found) for found in before]
-        for _, writer, first in wanted:
-            trial[writer].update(first)
+        for _, writer, earlier in wanted:
+            trial[writer].update(earlier)
         cyclic = _cyclic(trial)
         if not cyclic:
             break

@@ -245,9 +245,9 @@ class Capture:
                 found.append((node, self._current[key]))
         return found
 
-    def state_leaf(self, array: Array) -> Node | None:
-        """The leaf that stands for `array`, if the function touched it."""
-        known = self._states.get(id(array))
+    def state_leaf(self, tensor: Tensor) -> Node | None:
+        """The leaf that stands for the storage of `tensor`, if the function touched it."""
+        known = self._states.get(id(tensor._value))
         return None if known is None else known[0]
 
     def graph(self, outputs: Sequence[Node], updates: Sequence[tuple[Node, Node]]) -> Graph:

@@ -10,9 +10,10 @@ import functools
 import inspect
 import logging
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
@@ -26,7 +27,6 @@ from staticgrad.tree import TreeDef, tree_flatten, tree_unflatten
 if TYPE_CHECKING:
     from staticgrad.graph.plan import Plan
 
-F = TypeVar("F", bound=Callable[..., Any])
 log = logging.getLogger("staticgrad")
 
 
@@ -120,10 +120,8 @@ class CompiledFunction:
             leaves, structure = tree_flatten((args, kwargs))
             return leaves, structure, ()
         bound = self._parameters.bind(*args, **kwargs)
-        static = []
-        for name in self._static:
-            if name in bound.arguments:
-                static.append((name, _hashable(name, bound.arguments[name])))
+        given = [name for name in self._static if name in bound.arguments]
+        static = [(name, _hashable(name, bound.arguments[name])) for name in given]
         rest = {name: value for name, value in bound.arguments.items() if name not in self._static}
         leaves, structure = tree_flatten(((), rest))
         return leaves, structure, tuple(static)
@@ -132,11 +130,9 @@ class CompiledFunction:
         args, kwargs = tree_unflatten(structure, leaves)
         if not self._static:
             return args, kwargs
-        values = {name: held.value for name, held in static}
-        bound = inspect.BoundArguments(self._parameters, {**kwargs, **values})  # type: ignore[arg-type]
-        ordered = {name: bound.arguments[name] for name in self._parameters.parameters if name in bound.arguments}
-        bound.arguments.clear()
-        bound.arguments.update(ordered)
+        values = {**kwargs, **{name: held.value for name, held in static}}
+        ordered = OrderedDict((name, values[name]) for name in self._parameters.parameters if name in values)
+        bound = inspect.BoundArguments(self._parameters, ordered)
         return bound.args, bound.kwargs
 
     # ------------------------------------------------------------ specialisations
@@ -324,8 +320,8 @@ def _unhashable(leaves: Sequence[Any]) -> Exception:
                 hash(leaf)
             except TypeError:
                 return DTypeError(
-                    f"compile: an argument of type {type(leaf).__name__} is neither an array nor hashable; pass arrays, "
-                    "numbers, trees of them, or hashable objects"
+                    f"compile: an argument of type {type(leaf).__name__} is neither an array nor hashable; pass "
+                    "arrays, numbers, trees of them, or hashable objects"
                 )
     return DTypeError("compile: the arguments cannot be told apart by value")
 
@@ -378,9 +374,27 @@ def _described(kind: Any) -> str:
 
 
 @overload
-def compile(fn: F, **options: Any) -> CompiledFunction: ...
+def compile(
+    fn: Callable[..., Any],
+    *,
+    device: str | None = ...,
+    static_argnames: str | Sequence[str] = ...,
+    memory_budget: float | None = ...,
+    cache: bool = ...,
+    check: bool = ...,
+    recompile_limit: int = ...,
+) -> CompiledFunction: ...
 @overload
-def compile(fn: None = None, **options: Any) -> Callable[[Callable[..., Any]], CompiledFunction]: ...
+def compile(
+    fn: None = ...,
+    *,
+    device: str | None = ...,
+    static_argnames: str | Sequence[str] = ...,
+    memory_budget: float | None = ...,
+    cache: bool = ...,
+    check: bool = ...,
+    recompile_limit: int = ...,
+) -> Callable[[Callable[..., Any]], CompiledFunction]: ...
 def compile(
     fn: Callable[..., Any] | None = None,
     *,

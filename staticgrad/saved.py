@@ -23,7 +23,7 @@ from staticgrad.graph.node import Graph
 from staticgrad.saving import read_arrays, write_arrays
 from staticgrad.specialize import Captured, Gradient, Output, Specialization, is_array, number_dtype
 from staticgrad.tensor import Array, Tensor
-from staticgrad.tree import LEAF, NONE, TreeDef, tree_flatten, tree_unflatten
+from staticgrad.tree import LEAF, NONE, TreeDef, tree_flatten
 
 if TYPE_CHECKING:
     from staticgrad.graph.plan import Plan
@@ -271,7 +271,7 @@ def _treedef(described: Any) -> TreeDef:
         return TreeDef({"tuple": tuple, "list": list}[kind], len(nested), nested)
     if kind == "dict":
         return TreeDef(dict, tuple(meta), nested)
-    record = namedtuple(kind.removeprefix("record "), meta)  # type: ignore[misc]  # noqa: PYI024
+    record = namedtuple(kind.removeprefix("record "), meta)  # type: ignore[misc]
     return TreeDef(record, tuple(meta), nested)
 
 

@@ -182,7 +182,7 @@ def _gradients(
                 raise CaptureError("compile: a gradient was set to a tensor made outside of the compiled function")
             continue
         node = held.node_of(current)
-        entry = held.state_leaf(tensor._grad._value) if had and tensor._grad is not None else None
+        entry = held.state_leaf(tensor._grad) if had and tensor._grad is not None else None
         if entry is not None:
             updates.append((entry, node))
             continue
@@ -304,7 +304,7 @@ class Specialization:
             self._set_gradient(gradient, leaves, outputs)
         for argument, position in captured.written_arguments:
             target = leaves[argument]
-            np.copyto(target._value if isinstance(target, Tensor) else target, outputs[position])
+            np.copyto(_as_array(target, outputs[position].dtype), outputs[position])
         return self._result(outputs, inputs)
 
     def _set_gradient(self, gradient: Gradient, leaves: Sequence[Any], outputs: list[Array]) -> None:

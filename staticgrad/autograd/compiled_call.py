@@ -92,12 +92,12 @@ class CompiledCall(TapeNode):
         live = [i for i, place in enumerate(self.specialization.captured.tracked) if place == "live"]
         given = cotangent.values
         cotangents = [given[i] if i in given else zeros(specs[i].shape, dtype=specs[i].dtype) for i in live]
-        for edge, value in zip(self.edges, self._cotangents(live, cotangents), strict=True):
-            yield edge, value
+        yield from zip(self.edges, self._cotangents(live, cotangents), strict=True)
 
     def _cotangents(self, live: list[int], cotangents: list[Tensor]) -> list[Tensor]:
         if context.grad_enabled:
-            return pullback(self.specialization, live, self.wanted, True)(self.inputs, cotangents)
+            again: list[Tensor] = pullback(self.specialization, live, self.wanted, True)(self.inputs, cotangents)
+            return again
         programs = self.specialization.pullbacks
         key = tuple(self.wanted)
         if key not in programs:
