@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,11 +15,13 @@ from staticgrad.comparison import Comparison, Difference, Memory, difference
 from staticgrad.compile import CompiledFunction, _walk, leaf_paths
 from staticgrad.graph.errors import CaptureError
 from staticgrad.observe import Clock, LiveMemory, observed
-from staticgrad.report import rehearsal
 from staticgrad.snapshot import Snapshot
 from staticgrad.specialize import Specialization
 from staticgrad.tensor import Array, Tensor
 from staticgrad.tree import tree_flatten
+
+if TYPE_CHECKING:
+    from staticgrad.kernels.cpu.program import Program
 
 _BLOCKS = 5  # the two modes take turns this often, so that a busy moment of the machine falls on both
 _LIMIT = 64  # recompiles: a function that accumulates gradients is compiled once without and once with them
@@ -89,15 +91,17 @@ class _Comparing:
         differences = self.differences()
         memory = self.memory()
         ops = self.count_ops()
-        dynamic, static, native, arithmetic = self.times(repeat)
+        times = self.times(repeat)
         program = self.specialization.program
         return Comparison(
             name=self.compiled._name(),
             differences=tuple(differences),
-            dynamic_times=tuple(dynamic),
-            static_times=tuple(static),
-            native_seconds=float(np.median(native)),
-            arithmetic_seconds=float(np.median(arithmetic)),
+            dynamic_times=tuple(times["dynamic"]),
+            static_times=tuple(times["static"]),
+            arithmetic_seconds=_median(times["arithmetic"]),
+            native_seconds=_median(times["native"]),
+            dynamic_outside_seconds=_median(times["dynamic outside"]),
+            static_outside_seconds=_median(times["static outside"]),
             ops=ops,
             kernels=len(program.plan.groups),
             distinct_kernels=len(program.sources),
@@ -170,40 +174,69 @@ class _Comparing:
             self.dynamic()
         return clock.ops
 
-    def times(self, repeat: int) -> tuple[list[float], ...]:
-        """Times of calls in a row, in turns: dynamic, compiled, the native call alone, NumPy within a dynamic call."""
-        given, outputs = rehearsal(self.specialization, self.leaves)
-        measures = (
-            _timed(self.dynamic),
-            _timed(self.static),
-            _timed(lambda: self.specialization.program.run(given, outputs)),
-            self.arithmetic,
-        )
-        found: tuple[list[float], ...] = ([], [], [], [])
+    def times(self, repeat: int) -> dict[str, list[float]]:
+        """Seconds of calls in turns: plain calls of both modes, and watched ones, split into inside and outside."""
+        found: dict[str, list[float]] = {
+            name: [] for name in ("dynamic", "static", "arithmetic", "native", "dynamic outside", "static outside")
+        }
         blocks = min(_BLOCKS, repeat)
         for block in range(blocks):
             calls = repeat // blocks + (block < repeat % blocks)
-            for measure, times in zip(measures, found, strict=True):
+            for mode, call, inside, watched in (
+                ("dynamic", self.dynamic, "arithmetic", self.watched_dynamic),
+                ("static", self.static, "native", self.watched_static),
+            ):
                 self.snapshot.restore(everything=False)
-                measure()  # not counted: caches are cold, and a first call may have to compile
-                times += [measure() for _ in range(calls)]
+                call()  # not counted: caches are cold, and a first call may have to compile
+                found[mode] += [_timed(call) for _ in range(calls)]
+                for _ in range(calls):
+                    whole, within = watched()
+                    found[inside].append(within)
+                    found[f"{mode} outside"].append(max(0.0, whole - within))
         return found
 
-    def arithmetic(self) -> float:
-        """Time inside NumPy of one dynamic call."""
+    def watched_dynamic(self) -> tuple[float, float]:
+        """Seconds of a dynamic call without what the watching costs, and of it inside NumPy."""
         clock = Clock()
         with observed(clock):
-            self.dynamic()
-        return clock.seconds
+            whole = _timed(self.dynamic)
+        return whole - clock.cost, clock.seconds
+
+    def watched_static(self) -> tuple[float, float]:
+        """Seconds of a compiled call, and of it inside the native call."""
+        specializations = [made for _, _, made in self.compiled._history]
+        stopwatches = [_Stopwatch(made.program) for made in specializations]
+        for made, stopwatch in zip(specializations, stopwatches, strict=True):
+            made.program = stopwatch  # type: ignore[assignment]
+        try:
+            whole = _timed(self.static)
+        finally:
+            for made, stopwatch in zip(specializations, stopwatches, strict=True):
+                made.program = stopwatch.program
+        return whole, sum(stopwatch.seconds for stopwatch in stopwatches)
 
 
-def _timed(call: Callable[[], Any]) -> Callable[[], float]:
-    def measure() -> float:
+class _Stopwatch:
+    """Stands in for a program and times its runs."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.seconds = 0.0
+
+    def run(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
         begin = time.perf_counter()
-        call()
-        return time.perf_counter() - begin
+        self.program.run(inputs, outputs)
+        self.seconds += time.perf_counter() - begin
 
-    return measure
+
+def _timed(call: Callable[[], Any]) -> float:
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin
+
+
+def _median(values: Sequence[float]) -> float:
+    return float(np.median(values))
 
 
 def _bound(specialization: Specialization) -> list[tuple[Tensor, str]]:

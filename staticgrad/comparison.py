@@ -109,8 +109,8 @@ class Comparison:
         name: of the function.
         differences: of every result, updated state, gradient and written argument.
         dynamic_times, static_times: seconds of each timed call.
-        native_seconds: median time of the native call alone, without the Python around it.
-        arithmetic_seconds: median time that a dynamic call spends inside NumPy.
+        arithmetic_seconds, dynamic_outside_seconds: median time that a dynamic call spends inside NumPy, and outside.
+        native_seconds, static_outside_seconds: that a compiled call spends inside the native call, and outside.
         ops: of a dynamic call, forward, backward and optimizer.
         kernels, distinct_kernels: groups that a compiled call runs, and kernels that had to be generated for them.
         compile_seconds: capture, planning and code; with `from_cache` the code came from the disk.
@@ -121,8 +121,10 @@ class Comparison:
     differences: tuple[Difference, ...]
     dynamic_times: tuple[float, ...]
     static_times: tuple[float, ...]
-    native_seconds: float
     arithmetic_seconds: float
+    native_seconds: float
+    dynamic_outside_seconds: float
+    static_outside_seconds: float
     ops: int
     kernels: int
     distinct_kernels: int
@@ -148,12 +150,12 @@ class Comparison:
     @property
     def dynamic_overhead(self) -> float:
         """Seconds per op of a dynamic call that are not spent inside NumPy: Python, type rules, tape."""
-        return max(0.0, self.dynamic_seconds - self.arithmetic_seconds) / max(1, self.ops)
+        return self.dynamic_outside_seconds / max(1, self.ops)
 
     @property
     def static_overhead(self) -> float:
         """Seconds per op of a compiled call that are not spent in the native call: arguments, guards, results."""
-        return max(0.0, self.static_seconds - self.native_seconds) / max(1, self.ops)
+        return self.static_outside_seconds / max(1, self.ops)
 
     @property
     def calls_to_pay(self) -> float:
