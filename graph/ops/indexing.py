@@ -1,4 +1,8 @@
-"""Selection by integer arrays, and the scatters that transpose it. Indices are checked in both modes."""
+"""Selection by integer arrays, and the scatters that transpose it. Indices are checked in both modes.
+
+An index counts from the end if it is negative. With the attribute `what`, the words that an error begins with, such as
+"nll_loss: a label", it may not be negative.
+"""
 
 from __future__ import annotations
 
@@ -13,21 +17,30 @@ X = (np.arange(24.0).reshape(2, 3, 4) * 7 % 11) / 5 - 0.9
 _INDEX = NotDifferentiable("an index does not vary smoothly")
 
 
-def check_index(name: str, indices: Any, extent: int) -> None:
-    """Raise IndexRangeError unless every index lies in [-extent, extent)."""
-    if indices.size and (indices.max() >= extent or indices.min() < -extent):
-        bad = indices[(indices >= extent) | (indices < -extent)].flat[0]
-        raise IndexRangeError(f"{name}: an index must lie in [-{extent}, {extent}); got {bad}")
+def check_index(name: str, indices: Any, extent: int, what: str) -> None:
+    """Raise IndexRangeError unless every index lies in [-extent, extent), or in [0, extent) for a `what`."""
+    low = 0 if what else -extent
+    if indices.size and (indices.max() >= extent or indices.min() < low):
+        bad = indices[(indices >= extent) | (indices < low)].flat[0]
+        raise IndexRangeError(range_error(name, what, int(bad), extent))
 
 
-def checked_index(node: Node) -> tuple[Node, int] | None:
-    """For a node that selects by indices, those indices and the extent that they must lie within."""
+def range_error(name: str, what: str, index: int, extent: int) -> str:
+    """The message for an index out of range."""
+    if what:
+        return f"{what} must lie in [0, {extent}); got {index}"
+    return f"{name}: an index must lie in [-{extent}, {extent}); got {index}"
+
+
+def checked_index(node: Node) -> tuple[Node, int, str] | None:
+    """For a node that selects by indices: those indices, the extent that they must lie within, and what they are."""
+    what = node.attributes.get("what", "")
     if node.op is take or node.op is take_along_axis:
-        return node.operands[1], node.operands[0].shape[node.attributes["axis"]]
+        return node.operands[1], node.operands[0].shape[node.attributes["axis"]], what
     if node.op is scatter_add:
-        return node.operands[1], node.attributes["shape"][node.attributes["axis"]]
+        return node.operands[1], node.attributes["shape"][node.attributes["axis"]], what
     if node.op is scatter_add_along_axis:
-        return node.operands[1], node.attributes["size"]
+        return node.operands[1], node.attributes["size"], what
     return None
 
 
@@ -44,19 +57,19 @@ def _require_axis(name: str, shape: Shape, axis: int) -> None:
 # ---------------------------------------------------------------- take: whole slices along one axis
 
 
-def _take_spec(x: Spec, indices: Spec, *, axis: int) -> Spec:
+def _take_spec(x: Spec, indices: Spec, *, axis: int, what: str = "") -> Spec:
     _require_index("take", indices)
     _require_axis("take", x.shape, axis)
     return Spec(x.shape[:axis] + indices.shape + x.shape[axis + 1 :], x.dtype)
 
 
-def _take_reference(x: Any, indices: Any, *, axis: int) -> Any:
-    check_index("take", indices, x.shape[axis])
+def _take_reference(x: Any, indices: Any, *, axis: int, what: str = "") -> Any:
+    check_index("take", indices, x.shape[axis], what)
     return np.take(x, indices, axis=axis)
 
 
-def _take_back(cotangent: Any, *, indices: Any, x_shape: Shape, axis: int) -> Any:
-    return scatter_add(cotangent, indices, shape=x_shape, axis=axis)
+def _take_back(cotangent: Any, *, indices: Any, x_shape: Shape, axis: int, what: str = "") -> Any:
+    return scatter_add(cotangent, indices, shape=x_shape, axis=axis, what=what)
 
 
 take = structural(
@@ -70,10 +83,12 @@ take = structural(
         Sample((X, np.array([[0, 2], [2, -1]])), {"axis": 1}),
         Sample((X, np.array([1, 1, 0])), {"axis": 0}),
         Sample((X, np.array(3)), {"axis": 2}),
+        Sample((X, np.array([2, 0])), {"axis": 1, "what": "test: a row"}),
         Sample((X, np.zeros((0,), np.int64)), {"axis": 2}),
     ],
     errors=(
         ErrorSample((X, np.array([3])), {"axis": 1}, IndexRangeError, "must lie in"),
+        ErrorSample((X, np.array([-1])), {"axis": 1, "what": "test: a row"}, IndexRangeError, r"a row .* \[0, 3\)"),
         ErrorSample((X, np.array([0.5])), {"axis": 1}, DTypeError, "integers"),
         ErrorSample((X, np.array([0])), {"axis": 3}, ShapeError, "axis"),
     ),
@@ -83,7 +98,7 @@ take = structural(
 # ---------------------------------------------------------------- scatter_add: the transpose of take
 
 
-def _scatter_spec(x: Spec, indices: Spec, *, shape: Shape, axis: int) -> Spec:
+def _scatter_spec(x: Spec, indices: Spec, *, shape: Shape, axis: int, what: str = "") -> Spec:
     _require_index("scatter_add", indices)
     _require_axis("scatter_add", shape, axis)
     require_dtype("scatter_add", x.dtype, "numeric")
@@ -93,8 +108,8 @@ def _scatter_spec(x: Spec, indices: Spec, *, shape: Shape, axis: int) -> Spec:
     return Spec(tuple(shape), x.dtype)
 
 
-def _scatter_reference(x: Any, indices: Any, *, shape: Shape, axis: int) -> Any:
-    check_index("scatter_add", indices, shape[axis])
+def _scatter_reference(x: Any, indices: Any, *, shape: Shape, axis: int, what: str = "") -> Any:
+    check_index("scatter_add", indices, shape[axis], what)
     out = np.zeros(shape, x.dtype)
     lead = np.moveaxis(out, axis, 0)
     rows = np.moveaxis(x, tuple(range(axis, axis + indices.ndim)), tuple(range(indices.ndim)))
@@ -102,8 +117,8 @@ def _scatter_reference(x: Any, indices: Any, *, shape: Shape, axis: int) -> Any:
     return out
 
 
-def _scatter_back(cotangent: Any, *, indices: Any, axis: int) -> Any:
-    return take(cotangent, indices, axis=axis)
+def _scatter_back(cotangent: Any, *, indices: Any, axis: int, what: str = "") -> Any:
+    return take(cotangent, indices, axis=axis, what=what)
 
 
 # Zeros of `shape`, to which each slice of x is added at its index along `axis`, in the order of the indices.
@@ -136,18 +151,18 @@ def _along_shape(name: str, x: Shape, indices: Shape, axis: int) -> Shape:
     return indices
 
 
-def _along_spec(x: Spec, indices: Spec, *, axis: int) -> Spec:
+def _along_spec(x: Spec, indices: Spec, *, axis: int, what: str = "") -> Spec:
     _require_index("take_along_axis", indices)
     return Spec(_along_shape("take_along_axis", x.shape, indices.shape, axis), x.dtype)
 
 
-def _along_reference(x: Any, indices: Any, *, axis: int) -> Any:
-    check_index("take_along_axis", indices, x.shape[axis])
+def _along_reference(x: Any, indices: Any, *, axis: int, what: str = "") -> Any:
+    check_index("take_along_axis", indices, x.shape[axis], what)
     return np.take_along_axis(x, indices.astype(np.int64), axis)
 
 
-def _along_back(cotangent: Any, *, indices: Any, x_shape: Shape, axis: int) -> Any:
-    return scatter_add_along_axis(cotangent, indices, size=x_shape[axis], axis=axis)
+def _along_back(cotangent: Any, *, indices: Any, x_shape: Shape, axis: int, what: str = "") -> Any:
+    return scatter_add_along_axis(cotangent, indices, size=x_shape[axis], axis=axis, what=what)
 
 
 take_along_axis = structural(
@@ -168,7 +183,7 @@ take_along_axis = structural(
 )
 
 
-def _scatter_along_spec(x: Spec, indices: Spec, *, size: int, axis: int) -> Spec:
+def _scatter_along_spec(x: Spec, indices: Spec, *, size: int, axis: int, what: str = "") -> Spec:
     _require_index("scatter_add_along_axis", indices)
     require_dtype("scatter_add_along_axis", x.dtype, "numeric")
     _require_axis("scatter_add_along_axis", x.shape, axis)
@@ -179,8 +194,8 @@ def _scatter_along_spec(x: Spec, indices: Spec, *, size: int, axis: int) -> Spec
     return Spec((*x.shape[:axis], size, *x.shape[axis + 1 :]), x.dtype)
 
 
-def _scatter_along_reference(x: Any, indices: Any, *, size: int, axis: int) -> Any:
-    check_index("scatter_add_along_axis", indices, size)
+def _scatter_along_reference(x: Any, indices: Any, *, size: int, axis: int, what: str = "") -> Any:
+    check_index("scatter_add_along_axis", indices, size, what)
     out = np.zeros((*x.shape[:axis], size, *x.shape[axis + 1 :]), x.dtype)
     place = list(np.indices(x.shape, sparse=True))
     place[axis] = indices
@@ -188,8 +203,8 @@ def _scatter_along_reference(x: Any, indices: Any, *, size: int, axis: int) -> A
     return out
 
 
-def _scatter_along_back(cotangent: Any, *, indices: Any, axis: int) -> Any:
-    return take_along_axis(cotangent, indices, axis=axis)
+def _scatter_along_back(cotangent: Any, *, indices: Any, axis: int, what: str = "") -> Any:
+    return take_along_axis(cotangent, indices, axis=axis, what=what)
 
 
 # Zeros with `size` places along `axis`, to which each element of x is added at its index.

@@ -24,3 +24,16 @@ def checked_index(index: Any, extent: Any, status: Any, code: Any) -> Any:
             status[2] = int64(extent)
         place = int64(0)
     return place
+
+
+@register_jitable(error_model="numpy")
+def checked_position(position: Any, extent: Any, status: Any, code: Any) -> Any:
+    """`checked_index` for what may not be negative, such as a label."""
+    place = int64(position)
+    if place < 0 or place >= extent:
+        if status[0] == 0:
+            status[0] = code[0]
+            status[1] = int64(position)
+            status[2] = int64(extent)
+        place = int64(0)
+    return place

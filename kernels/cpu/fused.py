@@ -18,6 +18,7 @@ from staticgrad.graph.structure import Level, Structure
 from staticgrad.kernels.cpu.expressions import BOOL, elementwise_expression, literal
 from staticgrad.kernels.cpu.kernel import Call, Kernel, Operand
 from staticgrad.kernels.cpu.reduction_steps import FLOAT64, first_value, least_value, narrowed, step, stored_value
+from staticgrad.kernels.cpu.structural import check_of
 
 CHUNK = 4096  # longest run of float additions in one accumulator; partial sums are added in float64
 _INT64 = np.dtype(np.int64)
@@ -223,7 +224,7 @@ class _Generator:
     def _checked(self, node: Node, index: str, extent: int) -> str:
         status = self._pointer("status", None, _INT64)
         code = self._pointer("error", node, _INT64)
-        return f"checked_index({index}, {extent}, {status}, {code})"
+        return f"{check_of(node)}({index}, {extent}, {status}, {code})"
 
     def _before(self) -> list[str]:
         lines = []

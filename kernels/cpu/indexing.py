@@ -6,7 +6,7 @@ import math
 
 from staticgrad.graph.node import Node, Shape
 from staticgrad.kernels.cpu.expressions import literal
-from staticgrad.kernels.cpu.structural import lowering, nest
+from staticgrad.kernels.cpu.structural import check_of, lowering, nest
 
 
 def _around(shape: Shape, axis: int) -> tuple[int, int]:
@@ -41,14 +41,14 @@ def take(node: Node) -> list[str]:
         return ["pass"]
     if before == 1:
         row = [
-            f"place = checked_index(x1[i0], {extent}, status, code) * {after}",
+            f"place = {check_of(node)}(x1[i0], {extent}, status, code) * {after}",
             f"start = i0 * {after}",
             f"for i1 in range({after}):",
             "    out[start + i1] = x0[place + i1]",
         ]
         return nest((indices.size,), row)
     row = [
-        f"place = (i0 * {extent} + checked_index(x1[i1], {extent}, status, code)) * {after}",
+        f"place = (i0 * {extent} + {check_of(node)}(x1[i1], {extent}, status, code)) * {after}",
         f"start = (i0 * {indices.size} + i1) * {after}",
         f"for i2 in range({after}):",
         "    out[start + i2] = x0[place + i2]",
@@ -67,7 +67,7 @@ def scatter_add(node: Node) -> list[str]:
     if x.size == 0:
         return _cleared(node)
     row = [
-        f"place = (i0 * {extent} + checked_index(x1[i1], {extent}, status, code)) * {after}",
+        f"place = (i0 * {extent} + {check_of(node)}(x1[i1], {extent}, status, code)) * {after}",
         f"start = (i0 * {indices.size} + i1) * {after}",
         f"for i2 in range({after}):",
         "    out[place + i2] = out[place + i2] + x0[start + i2]",
@@ -88,7 +88,7 @@ def take_along_axis(node: Node) -> list[str]:
         return [*_cleared(node), *_all_wrong(node.size)]
     element = [
         f"at = (i0 * {count} + i1) * {after} + i2",
-        f"out[at] = x0[(i0 * {extent} + checked_index(x1[at], {extent}, status, code)) * {after} + i2]",
+        f"out[at] = x0[(i0 * {extent} + {check_of(node)}(x1[at], {extent}, status, code)) * {after} + i2]",
     ]
     return nest((before, count, after), element)
 
@@ -106,7 +106,7 @@ def scatter_add_along_axis(node: Node) -> list[str]:
         return _all_wrong(x.size)
     element = [
         f"at = (i0 * {count} + i1) * {after} + i2",
-        f"place = (i0 * {extent} + checked_index(x1[at], {extent}, status, code)) * {after} + i2",
+        f"place = (i0 * {extent} + {check_of(node)}(x1[at], {extent}, status, code)) * {after} + i2",
         "out[place] = out[place] + x0[at]",
     ]
     return [*_cleared(node), *nest((before, count, after), element)]

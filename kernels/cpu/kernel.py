@@ -64,10 +64,11 @@ def _names() -> Mapping[str, Any]:
     """What a kernel's source may use: the dtypes, the vector maths, the steps of reductions, checked indices."""
     import numba
     from staticgrad.kernels.cpu import accumulate, vector_math
-    from staticgrad.kernels.cpu.checked_index import checked_index
+    from staticgrad.kernels.cpu.checked_index import checked_index, checked_position
 
     names = {name: getattr(vector_math, name) for name in dir(vector_math) if not name.startswith("_")}
     dtypes = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float32", "float64")
     names |= {name: getattr(numba, name) for name in dtypes}
     names |= {name: getattr(accumulate, name) for name in ("accumulate_sum", "accumulate_product", "larger", "smaller")}
-    return names | {"checked_index": checked_index, "inf": float("inf"), "nan": float("nan"), "range": range}
+    checks = {"checked_index": checked_index, "checked_position": checked_position}
+    return names | checks | {"inf": float("inf"), "nan": float("nan"), "range": range}

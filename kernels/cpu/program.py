@@ -15,6 +15,7 @@ import numpy as np
 from staticgrad.graph.errors import FileFormatError, IndexRangeError
 from staticgrad.graph.fusion import fuse
 from staticgrad.graph.node import Graph, Node
+from staticgrad.graph.ops.indexing import range_error
 from staticgrad.graph.plan import ALIGNMENT, Plan, make_plan
 from staticgrad.graph.schedule import order
 from staticgrad.graph.serialize import canonical_order, from_json, graph_key, to_json
@@ -186,7 +187,7 @@ class Program:
     def _error(self, code: int, index: int, extent: int) -> IndexRangeError:
         node = self._nodes[self._facts["errors"][code - 1]]
         return IndexRangeError(
-            f"{node.op.name}: an index must lie in [-{extent}, {extent}); got {index}. Captured at {node.location}"
+            f"{range_error(node.op.name, node.attributes.get('what', ''), index, extent)}. Captured at {node.location}"
         )
 
     # ------------------------------------------------------------ as bytes

@@ -22,6 +22,11 @@ _lowerings: dict[str, Lowering] = {}
 _checked: set[str] = set()
 
 
+def check_of(node: Node) -> str:
+    """The function that checks the indices of `node` inside its kernel."""
+    return "checked_position" if node.attributes.get("what") else "checked_index"
+
+
 def lowering(name: str, *, checks_index: bool = False) -> Callable[[Lowering], Lowering]:
     """Register the function that writes the body of the op's kernel.
 

@@ -75,7 +75,7 @@ class TapeNode:
         self.freed = True
 
     def pull(self, cotangent: Tensor, useful: Collection[int] | None = None) -> Iterator[tuple[Any, Tensor]]:
-        """The cotangents of the operands as (edge, value); of all, or at least of those whose edges' ids are `useful`."""
+        """The cotangents of the operands as (edge, value): of all, or of those whose edges' ids are `useful`."""
         if self.freed:
             raise DerivativeError(
                 f"backward: the values saved by {self.op.name} were freed by an earlier backward; "

@@ -55,13 +55,3 @@ def reduce_loss(function: str, loss: Tensor, reduction: str) -> Tensor:
         return sg.sum(loss)
     require_elements(function, loss.shape, reduction)
     return sg.mean(loss)
-
-
-def counted_from_zero(indices: Tensor, extent: int) -> Tensor:
-    """`indices` with the negative ones moved out of range, so that selecting with them is an error.
-
-    Selection by itself counts negative indices from the end; for a label or a row of a table that hides a mistake.
-    """
-    if indices.dtype.kind == "u":
-        return indices
-    return sg.where(indices < 0, indices - extent, indices)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import staticgrad as sg
 from staticgrad.capture_state import composite
 from staticgrad.graph.errors import DTypeError, ShapeError
-from staticgrad.nn.arguments import as_tensor, counted_from_zero, floating_tensor, require_shape
+from staticgrad.graph.ops import indexing
+from staticgrad.nn.arguments import as_tensor, floating_tensor, require_shape
 from staticgrad.tensor import Tensor
 
 
@@ -65,8 +66,7 @@ def embedding(input: Tensor, weight: Tensor, padding_idx: int | None = None) -> 
         raise DTypeError(f"embedding: input must hold integer indices; got {input.dtype}; convert it with sg.astype")
     if weight.ndim != 2:
         raise ShapeError(f"embedding: weight must have shape (num_embeddings, embedding_dim); got {weight.shape}")
-    indices = counted_from_zero(sg.reshape(input, (input.size,)), weight.shape[0])
-    rows = sg.take(weight, indices, axis=0)
+    rows = indexing.take(weight, sg.reshape(input, (input.size,)), axis=0, what="embedding: an index")
     out = sg.reshape(rows, (*input.shape, weight.shape[1]))
     if padding_idx is None:
         return out

@@ -11,10 +11,10 @@ import numpy as np
 import staticgrad as sg
 from staticgrad.capture_state import composite
 from staticgrad.graph.errors import DTypeError, ShapeError
+from staticgrad.graph.ops import indexing
 from staticgrad.nn.arguments import (
     REDUCTIONS,
     as_tensor,
-    counted_from_zero,
     floating_tensor,
     reduce_loss,
     require_elements,
@@ -67,7 +67,9 @@ def cross_entropy(
     _require_labels("cross_entropy", input, axis, target, "; probabilities must have the shape of input")
     require_elements("cross_entropy", input.shape, reduction)
     log_probability = sg.log_softmax(input, axis=axis)
-    return _picked_loss(log_probability, axis, target, weight, ignore_index, reduction, label_smoothing)
+    return _picked_loss(
+        "cross_entropy", log_probability, axis, target, weight, ignore_index, reduction, label_smoothing
+    )
 
 
 @composite("nll_loss")
@@ -86,7 +88,7 @@ def nll_loss(
     _require_labels("nll_loss", input, axis, target, "")
     require_elements("nll_loss", input.shape, reduction)
     weight = _class_weight("nll_loss", weight, input.shape[axis])
-    return _picked_loss(input, axis, target, weight, ignore_index, reduction, 0.0)
+    return _picked_loss("nll_loss", input, axis, target, weight, ignore_index, reduction, 0.0)
 
 
 def _class_axis(function: str, input: Tensor) -> int:
@@ -118,6 +120,7 @@ def _require_labels(function: str, input: Tensor, axis: int, target: Tensor, oth
 
 
 def _picked_loss(
+    function: str,
     log_probability: Tensor,
     axis: int,
     target: Tensor,
@@ -129,9 +132,12 @@ def _picked_loss(
     """-(1 - s) w[t] log p[t] - s / C sum_c w[c] log p[c] for each label t, zero where it is ignored."""
     counts = _counted(target, ignore_index)
     labels = target if counts is None else sg.where(counts, target, 0)
-    labels = counted_from_zero(labels, log_probability.shape[axis])
-    loss = -sg.reshape(sg.take_along_axis(log_probability, sg.expand_dims(labels, axis=axis), axis=axis), target.shape)
-    factor = None if weight is None else sg.reshape(sg.take(weight, sg.reshape(labels, (-1,)), axis=0), target.shape)
+    what = f"{function}: a label"
+    picked = indexing.take_along_axis(log_probability, sg.expand_dims(labels, axis=axis), axis=axis, what=what)
+    loss = -sg.reshape(picked, target.shape)
+    factor = None
+    if weight is not None:
+        factor = sg.reshape(indexing.take(weight, sg.reshape(labels, (-1,)), axis=0, what=what), target.shape)
     if factor is not None:
         loss = loss * factor
     if smoothing > 0.0:

@@ -241,7 +241,7 @@ STRUCTURAL: dict[str, Callable[..., Any]] = {
     "scatter_add_along_axis": _scatter_along,
     "slice": _slice,
     "sum": _fold(lambda a, b: a + b, 0),
-    "take": lambda x, indices, *, axis: x[(slice(None),) * axis + (indices,)],
+    "take": lambda x, indices, *, axis, what="": x[(slice(None),) * axis + (indices,)],
     "take_along_axis": _along,
 }
 
