@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from staticgrad.kernels.cpu.program import Program
 
 _BLOCKS = 5  # the two modes take turns this often, so that a busy moment of the machine falls on both
+# Seconds between the modes where both multiply matrices: NumPy and the programs bring a BLAS each, whose threads spin
+# for some tens of milliseconds after their last product, on cores that the other mode needs.
+_SETTLE = 0.06
 _LIMIT = 64  # recompiles: a function that accumulates gradients is compiled once without and once with them
 
 
@@ -31,7 +34,8 @@ def compare(fn: Callable[..., Any], /, *args: Any, repeat: int = 20, **kwargs: A
     """Run `fn` dynamically and compiled, from the same state, and report how the two differ.
 
     Results, new state, gradients and written arguments of one call are compared element by element. Then both modes
-    take turns: each time from the same state, a few calls in a row, the first of which is not counted. Parameters,
+    take turns: each time from the same state and after a short pause, a few calls in a row, the first of which is not
+    counted. Parameters,
     gradients, optimizer state, random state and arguments are afterwards as they were, bit for bit.
 
     Args:
@@ -179,6 +183,7 @@ class _Comparing:
         found: dict[str, list[float]] = {
             name: [] for name in ("dynamic", "static", "arithmetic", "native", "dynamic outside", "static outside")
         }
+        products = any(group.kind == "matmul" for group in self.specialization.program.plan.groups)
         blocks = min(_BLOCKS, repeat)
         for block in range(blocks):
             calls = repeat // blocks + (block < repeat % blocks)
@@ -187,6 +192,7 @@ class _Comparing:
                 ("static", self.static, "native", self.watched_static),
             ):
                 self.snapshot.restore(everything=False)
+                time.sleep(_SETTLE if products else 0)
                 call()  # not counted: caches are cold, and a first call may have to compile
                 found[mode] += [_timed(call) for _ in range(calls)]
                 for _ in range(calls):
