@@ -7,6 +7,8 @@ default or as attribute of a reached object are noted, and a change is an error,
 
 from __future__ import annotations
 
+import dis
+import functools
 import types
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -33,7 +35,7 @@ class Variable:
 def variables(function: Any, depth: int = _DEPTH, seen: set[int] | None = None) -> Iterator[Variable]:
     """The closure cells and global names that `function` reads, and those of the functions among them."""
     seen = set() if seen is None else seen
-    function = getattr(function, "__wrapped__", function)
+    function = _unwrapped(function)
     if isinstance(function, types.MethodType):
         owner = function.__self__
         yield Variable("self", lambda: owner, lambda _: None)
@@ -50,8 +52,46 @@ def variables(function: Any, depth: int = _DEPTH, seen: set[int] | None = None) 
     yield from found
     for variable in found:
         value = variable.read()
-        if isinstance(value, types.FunctionType | types.MethodType):
+        if isinstance(value, types.FunctionType | types.MethodType | functools.partial) or _is_compiled(value):
             yield from variables(value, depth - 1, seen)
+
+
+def _unwrapped(function: Any) -> Any:
+    """The function below decorators and bound arguments."""
+    while True:
+        if isinstance(function, functools.partial):
+            function = function.func
+        elif hasattr(function, "__wrapped__"):
+            function = function.__wrapped__
+        else:
+            return function
+
+
+def _is_compiled(value: Any) -> bool:
+    return hasattr(type(value), "__staticgrad_compiled__")
+
+
+def code_of(function: Any) -> types.CodeType | None:
+    """The code of a Python function, method or partial; None for everything else."""
+    function = _unwrapped(function)
+    return getattr(getattr(function, "__func__", function), "__code__", None)
+
+
+@functools.lru_cache(maxsize=1024)
+def names_in(code: types.CodeType) -> tuple[frozenset[str], frozenset[str]]:
+    """The global names that code mentions, functions inside it included, and the names of attributes."""
+    found: set[str] = set()
+    attributes: set[str] = set()
+    pending = [code]
+    while pending:
+        current = pending.pop()
+        pending += [constant for constant in current.co_consts if isinstance(constant, types.CodeType)]
+        for instruction in dis.get_instructions(current):
+            if instruction.opname.endswith(("_GLOBAL", "_NAME")):
+                found.add(str(instruction.argval))
+            elif "_ATTR" in instruction.opname or "METHOD" in instruction.opname:
+                attributes.add(str(instruction.argval))
+    return frozenset(found), frozenset(attributes)
 
 
 def _is_library(function: Any) -> bool:
@@ -76,7 +116,7 @@ def _cells(function: Any) -> Iterator[Variable]:
 
 def _globals(function: Any) -> Iterator[Variable]:
     space = function.__globals__
-    for name in function.__code__.co_names:
+    for name in sorted(names_in(function.__code__)[0]):
         if name in space and not isinstance(space[name], types.ModuleType | type):
 
             def read(name: str = name) -> Any:
@@ -105,11 +145,9 @@ class Watch:
         """The names and values of the variables."""
         return [(variable.name, value) for variable, value in self._variables]
 
-    def numbers(self) -> Iterator[tuple[Variable, Any]]:
-        """The variables that hold plain numbers or strings: the captured graph depends on them."""
-        for variable, value in self._variables:
-            if isinstance(value, _NUMBERS):
-                yield variable, value
+    def variables(self) -> Iterator[Variable]:
+        """The variables, on whose values the captured graph depends."""
+        return (variable for variable, _ in self._variables)
 
     def _note(self, name: str, value: Any, seen: set[int]) -> None:
         pending = [(name, value)]
@@ -188,6 +226,8 @@ def _is_object(value: Any) -> bool:
     if isinstance(value, _CONTAINERS):
         return True
     if isinstance(value, type | types.ModuleType | types.FunctionType | types.MethodType | types.BuiltinFunctionType):
+        return False
+    if _is_compiled(value):
         return False
     module = type(value).__module__.split(".")[0]
     return hasattr(value, "__dict__") and module not in ("builtins", "numpy", "threading", "logging", "io")

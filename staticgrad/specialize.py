@@ -14,6 +14,8 @@ from staticgrad.capture import Argument, Binding, Capture, GradState, Guard, Hos
 from staticgrad.graph.errors import CaptureError, ShapeError
 from staticgrad.graph.node import DType, Graph, Node, Shape, Spec
 from staticgrad.graph.rewrite import rewrite
+from staticgrad.read_values import held as held_value
+from staticgrad.read_values import values_read
 from staticgrad.side_effects import Watch
 from staticgrad.tensor import Array, Tensor, escaped_error
 from staticgrad.tree import TreeDef, tree_flatten, tree_unflatten
@@ -95,9 +97,17 @@ def capture(
             "compile: the function changes the structure of one of its arguments (appends to a list, adds a key); "
             "return the new value instead"
         )
-    for variable, value in watch.numbers():
-        held.guard(f"the variable {variable.name!r}", variable.read, variable, value)
+    _watch_values(held, function, watch, leaves)
     return _finish(held, result, stand_ins)
+
+
+def _watch_values(held: Capture, function: Any, watch: Watch, leaves: Sequence[Any]) -> None:
+    """Have a change of the plain Python values that the function reads compile it again."""
+    for variable in watch.variables():
+        held.guard(f"the variable {variable.name!r}", lambda v=variable: held_value(v.read()), variable, "value")
+    arguments = [(type(leaf).__name__, leaf) for leaf in leaves if is_static(leaf)]
+    for what, read, owner, name in values_read(function, [*watch.reached(), *arguments]):
+        held.guard(what, read, owner, name)
 
 
 def is_array(leaf: Any) -> bool:
