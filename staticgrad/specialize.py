@@ -201,6 +201,23 @@ def _gradients(
     return found
 
 
+def _references(held: Mapping[int, Tensor], output: int) -> tuple[int, int]:
+    """How many references there are to the tensor `held[output]` and to its array."""
+    tensor = held[output]
+    array = tensor._value
+    return sys.getrefcount(tensor), sys.getrefcount(array)
+
+
+def _references_when_alone() -> tuple[int, int]:
+    """The same for a gradient that nobody but its owner holds; how this counts depends on the Python version."""
+    owner, held = Tensor(np.zeros(1)), {0: Tensor(np.zeros(1))}
+    owner._grad = held[0]
+    return _references(held, 0)
+
+
+_ALONE = _references_when_alone()
+
+
 class Specialization:
     """A captured graph with its program, ready to be called for arguments of one signature."""
 
@@ -291,15 +308,13 @@ class Specialization:
 
     def _reusable(self, tensor: Tensor, output: int) -> Array | None:
         """The last call's gradient storage, if nobody but the tensor itself still holds it."""
-        last = self._held.get(output)
-        if last is None or tensor._grad is not last:
+        last = tensor._grad
+        if last is None or last is not self._held.get(output):
             return None
-        # references: self._held, tensor._grad, `last`, getrefcount's own argument; then the array: its tensor, `array`
-        if sys.getrefcount(last) > 4:
+        del last
+        if _references(self._held, output) != _ALONE:
             return None
-        array = last._value
-        if sys.getrefcount(array) > 3:
-            return None
+        array = self._held[output]._value
         return array if isinstance(array, np.ndarray) else None
 
     def commit(self, leaves: Sequence[Any], outputs: list[Array], inputs: list[Tensor] | None = None) -> Any:
