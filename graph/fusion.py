@@ -262,6 +262,8 @@ def _may_share(together: Sequence[Member]) -> bool:
 def _path_between(first: _Cluster, second: _Cluster) -> bool:
     """Whether a value goes from one cluster through a third to the other (also when that cannot be told soon)."""
     lower, upper = (first, second) if first.level <= second.level else (second, first)
+    if lower.readers <= {upper}:
+        return False
     pending = [source for source in upper.sources if source is not lower and source.level > lower.level]
     seen = set(pending)
     while pending:
