@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 
 import staticgrad as sg
+from staticgrad import specialize
+from staticgrad.graph import Graph, rewrite, verify
 
 _CACHE = "STATICGRAD_CACHE_DIR"
 _made_here = pytest.StashKey[str]()
@@ -35,6 +37,21 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     folder = config.stash.get(_made_here, None)
     if folder is not None:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _verified_rewrite(graph: Graph) -> Graph:
+    verify(graph)
+    rewritten = rewrite(graph)
+    verify(rewritten)
+    return rewritten
+
+
+@pytest.fixture(autouse=True, scope="session")
+def every_captured_graph_is_verified() -> Iterator[None]:
+    """Verify what tests capture, before and after it is rewritten."""
+    specialize.rewrite, before = _verified_rewrite, specialize.rewrite
+    yield
+    specialize.rewrite = before
 
 
 def _settings() -> dict[str, Any]:
