@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from staticgrad._context import context
+from staticgrad.collector import collection_paused
 from staticgrad.graph.errors import CaptureError, DTypeError, RecompileLimitError
 from staticgrad.graph.node import Graph
 from staticgrad.specialize import Specialization, capture, is_array, is_static
@@ -166,8 +167,9 @@ class CompiledFunction:
         from staticgrad.kernels.cpu.program import compile_graph
 
         paths = leaf_paths(self._rebuild_names(structure))
-        captured = capture(self.fn, lambda found: self._rebuild(structure, static, found), leaves, paths)
-        program = compile_graph(captured.graph, cache=default_cache() if self._cache else None)
+        with collection_paused:
+            captured = capture(self.fn, lambda found: self._rebuild(structure, static, found), leaves, paths)
+            program = compile_graph(captured.graph, cache=default_cache() if self._cache else None)
         self._from_disk += program.from_cache
         made = Specialization(captured, program)
         self._found.setdefault(signature, []).append(made)
