@@ -110,7 +110,8 @@ class CompiledFunction:
         return self if instance is None else functools.partial(self, instance)
 
     def __repr__(self) -> str:
-        return f"<compiled {getattr(self.fn, '__qualname__', self.fn)}, {len(self._history)} specialisations>"
+        plural = "" if len(self._history) == 1 else "s"
+        return f"<compiled {getattr(self.fn, '__qualname__', self.fn)}, {len(self._history)} specialisation{plural}>"
 
     def __staticgrad_compiled__(self) -> tuple[Callable[..., Any], Callable[[Callable[..., Any]], Any]]:
         """The Python function below, and how to compile a transform of it with the same options."""
@@ -193,11 +194,9 @@ class CompiledFunction:
         best: list[str] | None = None
         for old, _, specialization in reversed(self._history):
             differences = _differences(old, signature, paths)
-            if not differences:
+            if not differences:  # compiled for the same arguments: something else that it read has changed
                 guard = specialization.broken_guard()
-                differences = [
-                    f"{guard.what} was {guard.value!r}, is {guard.read()!r}" if guard else "the same signature"
-                ]
+                return f"{guard.what} was {guard.value!r}, is {guard.read()!r}" if guard else "the same signature"
             if best is None or len(differences) < len(best):
                 best = differences
         return "; ".join(best or [])
@@ -355,7 +354,10 @@ def _walk(structure: TreeDef, path: str, paths: list[str]) -> None:
 
 def _differences(old: Signature, new: Signature, paths: Sequence[str]) -> list[str]:
     if old.structure != new.structure:
-        return [f"structure of the arguments: {old.structure} became {new.structure}"]
+        before, after = (
+            ", ".join(map(repr, (*s.children[0].children, s.children[1]))) for s in (old.structure, new.structure)
+        )
+        return [f"structure of the arguments: {before} became {after}"]
     found = []
     for path, before, after in zip(paths, old.leaves, new.leaves, strict=True):
         if before != after:

@@ -35,7 +35,9 @@ class TreeDef:
         if self.kind is _LEAF:
             return "*"
         name = getattr(self.kind, "__name__", str(self.kind))
-        return f"{name}({', '.join(map(repr, self.children))})"
+        if not isinstance(self.meta, tuple):
+            return f"{name}({', '.join(map(repr, self.children))})"
+        return f"{name}({', '.join(f'{key}={child!r}' for key, child in zip(self.meta, self.children, strict=True))})"
 
 
 LEAF = TreeDef(_LEAF, None, ())

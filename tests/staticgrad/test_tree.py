@@ -66,7 +66,7 @@ def test_structures_compare_and_hash() -> None:
     assert hash(first) == hash(second)
     others = [(1, {"b": 2}), [1, {"a": 2}], (1, {"a": (2,)}), (1, {"a": None}), (1, {"a": 2}, 3)]
     assert all(tree_flatten(other)[1] != first for other in others)
-    assert repr(first) == "tuple(*, dict(*))"
+    assert repr(first) == "tuple(*, dict(a=*))"
 
 
 def test_fields_that_init_does_not_take_are_restored() -> None:
