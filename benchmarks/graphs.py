@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import platform
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -255,6 +256,7 @@ def machine() -> dict[str, Any]:
     return {
         "cpu": model,
         "cores": cores,
+        "blas_threads": 1,
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         **{name: version(name) for name in names},
@@ -303,7 +305,20 @@ def rounded(value: Any) -> Any:
     return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
+def use_one_thread() -> None:
+    """Start this process again with one BLAS thread in each mode, unless that is so already.
+
+    The question is the graph, not the number of threads; and two pools of threads on the same cores, or on cores that
+    others use, make times that mean nothing.
+    """
+    names = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
+    if any(os.environ.get(name) != "1" for name in names):
+        command = [sys.executable, "-m", "benchmarks.graphs", *sys.argv[1:]]
+        os.execve(sys.executable, command, {**os.environ, **dict.fromkeys(names, "1")})
+
+
 def main() -> None:
+    use_one_thread()
     parser = argparse.ArgumentParser(description="Measure static against dynamic graphs")
     parser.add_argument("--quick", action="store_true", help="a few small cases only")
     parser.add_argument("--out", type=Path, default=RESULTS, help="where the results go (JSON)")

@@ -75,10 +75,10 @@ def _point(case: Case) -> str:
 def _machine(results: Mapping[str, Any]) -> str:
     held = results["machine"]
     versions = ", ".join(f"{name} {held[name]}" for name in ("numpy", "scipy", "numba", "llvmlite"))
+    load = f"Load average {held['load_average_before']} before and {held['load_average_after']} after"
     return (
-        f"{held['cpu']}, {held['cores']} cores, {held['system']}, Python {held['python']}, {versions}, "
-        f"{held['date']}. Load average {held['load_average_before']} before and {held['load_average_after']} after; "
-        f"the run took {results['seconds']:.0f} s."
+        f"{held['cpu']}, {held['cores']} cores, one BLAS thread, {held['system']}, Python {held['python']}, "
+        f"{versions}, {held['date']}. {load}; the run took {results['seconds']:.0f} s."
     )
 
 
