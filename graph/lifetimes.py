@@ -178,7 +178,7 @@ def direct_updates(graph: Graph, groups: Sequence[Group], uses: Uses) -> dict[No
 
 def first_checks(groups: Sequence[Group]) -> list[int]:
     """The positions of the groups that are the first to check some indices against some extent."""
-    seen: set[tuple[Node, int]] = set()
+    seen: set[tuple[Node, int, str]] = set()
     found = []
     for position, group in enumerate(groups):
         checked = {check for node in group.nodes if (check := checked_index(node)) is not None}

@@ -21,8 +21,9 @@ from staticgrad._context import context
 from staticgrad.collector import collection_paused
 from staticgrad.graph.errors import CaptureError, DTypeError, RecompileLimitError
 from staticgrad.graph.node import Graph
+from staticgrad.operands import check_device, check_dtype
 from staticgrad.specialize import Specialization, capture, is_array, is_static
-from staticgrad.tensor import Tensor, check_device, check_dtype
+from staticgrad.tensor import Tensor
 from staticgrad.tree import TreeDef, tree_flatten, tree_unflatten
 
 if TYPE_CHECKING:

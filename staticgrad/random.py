@@ -15,12 +15,14 @@ import numpy as np
 from staticgrad.array.creation import _shape, asarray
 from staticgrad.array.elementwise import cos, log, minimum, sqrt
 from staticgrad.autograd.modes import no_grad
+from staticgrad.binding import bind
 from staticgrad.capture_state import composite
 from staticgrad.graph.errors import DTypeError, ShapeError
 from staticgrad.graph.ops import leaf
 from staticgrad.graph.ops.random import random_bits
 from staticgrad.graph.ops.shape import reshape
-from staticgrad.tensor import DEFAULT_FLOAT, Array, Tensor, bind, check_dtype
+from staticgrad.operands import check_dtype
+from staticgrad.tensor import DEFAULT_FLOAT, Array, Tensor
 
 _WORD = np.dtype(np.uint64)
 

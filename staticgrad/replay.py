@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from staticgrad._context import context
+from staticgrad.binding import bind
 from staticgrad.graph.node import Graph, Node
 from staticgrad.graph.ops import leaf
-from staticgrad.tensor import Tensor, bind
+from staticgrad.tensor import Tensor
 
 
 def replay(graph: Graph, inputs: Sequence[Tensor]) -> list[Tensor]:

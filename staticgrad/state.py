@@ -8,11 +8,13 @@ import numpy as np
 
 from staticgrad._context import context
 from staticgrad.autograd.modes import no_grad
+from staticgrad.binding import bind
 from staticgrad.graph.errors import DerivativeError, ShapeError
 from staticgrad.graph.node import Node
 from staticgrad.graph.ops import arithmetic
 from staticgrad.graph.ops.shape import broadcast_to
-from staticgrad.tensor import Tensor, as_operand, bind, check_dtype, escaped_error
+from staticgrad.operands import as_operand, check_dtype
+from staticgrad.tensor import Tensor, escaped_error
 
 
 def write(tensor: Tensor, source: Any) -> None:

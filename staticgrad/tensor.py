@@ -1,7 +1,6 @@
-"""Tensor, and the one point where an op meets its operands.
+"""Tensor: an array (dynamic mode) or a graph node (under capture), its place on the tape, and its tangents.
 
-A Tensor holds an array (dynamic mode) or a graph node (under capture), and, where derivatives are wanted, its place
-on the tape and its tangents. `bind` applies an op to Tensors in whichever mode the thread is in.
+Operators apply ops through `Tensor.__bind__`, which `binding.py` sets.
 """
 
 from __future__ import annotations
@@ -15,16 +14,14 @@ from staticgrad._context import context
 from staticgrad.graph.errors import (
     CaptureError,
     DerivativeError,
-    DeviceError,
     DTypeError,
     ShapeError,
-    StaticgradError,
     TracedValueError,
 )
 from staticgrad.graph.location import user_location
 from staticgrad.graph.node import DType, Node, Shape, Spec
 from staticgrad.graph.op import Op
-from staticgrad.graph.ops import arithmetic, transcendental
+from staticgrad.graph.ops import arithmetic
 
 if TYPE_CHECKING:
     from staticgrad.autograd.hooks import RemovableHandle
@@ -341,6 +338,8 @@ class Tensor:
                 device = target
             else:
                 dtype = target
+        from staticgrad.operands import check_device
+
         check_device(device)
         if dtype is None:
             dtype = self.dtype
@@ -348,62 +347,80 @@ class Tensor:
 
     def astype(self, dtype: Any, *, copy: bool = True) -> Tensor:
         """The elements converted to `dtype`."""
+        from staticgrad.operands import check_dtype
+
         target = check_dtype("astype", dtype)
         if target == self.dtype and not copy:
             return self
-        return bind(arithmetic.cast, (self,), {"dtype": target})
+        return Tensor.__bind__(arithmetic.cast, (self,), {"dtype": target})
 
     # ------------------------------------------------------------ operators
 
+    @staticmethod
+    def _apply(op: Op, x: Any, y: Any) -> Tensor:
+        """A binary operator; NotImplemented for what is not an operand, so that Python tries the other side."""
+        for value in (x, y):
+            if not isinstance(value, Tensor | bool | int | float | np.ndarray | np.generic):
+                return NotImplemented  # type: ignore[no-any-return]
+        return Tensor.__bind__(op, (x, y), {})
+
     def __neg__(self) -> Tensor:
-        return bind(arithmetic.neg, (self,), {})
+        return Tensor.__bind__(arithmetic.neg, (self,), {})
 
     def __pos__(self) -> Tensor:
         return self
 
     def __abs__(self) -> Tensor:
-        return bind(arithmetic.absolute, (self,), {})
+        return Tensor.__bind__(arithmetic.absolute, (self,), {})
 
     def __add__(self, other: Any) -> Tensor:
-        return binary(arithmetic.add, self, other)
+        return self._apply(arithmetic.add, self, other)
 
     def __radd__(self, other: Any) -> Tensor:
-        return binary(arithmetic.add, other, self)
+        return self._apply(arithmetic.add, other, self)
 
     def __sub__(self, other: Any) -> Tensor:
-        return binary(arithmetic.sub, self, other)
+        return self._apply(arithmetic.sub, self, other)
 
     def __rsub__(self, other: Any) -> Tensor:
-        return binary(arithmetic.sub, other, self)
+        return self._apply(arithmetic.sub, other, self)
 
     def __mul__(self, other: Any) -> Tensor:
-        return binary(arithmetic.mul, self, other)
+        return self._apply(arithmetic.mul, self, other)
 
     def __rmul__(self, other: Any) -> Tensor:
-        return binary(arithmetic.mul, other, self)
+        return self._apply(arithmetic.mul, other, self)
 
     def __truediv__(self, other: Any) -> Tensor:
+        from staticgrad.array.powers import divide
+
         return divide(self, other)
 
     def __rtruediv__(self, other: Any) -> Tensor:
+        from staticgrad.array.powers import divide
+
         return divide(other, self)
 
     def __floordiv__(self, other: Any) -> Tensor:
-        return binary(arithmetic.floor_divide, self, other)
+        return self._apply(arithmetic.floor_divide, self, other)
 
     def __rfloordiv__(self, other: Any) -> Tensor:
-        return binary(arithmetic.floor_divide, other, self)
+        return self._apply(arithmetic.floor_divide, other, self)
 
     def __mod__(self, other: Any) -> Tensor:
-        return binary(arithmetic.remainder, self, other)
+        return self._apply(arithmetic.remainder, self, other)
 
     def __rmod__(self, other: Any) -> Tensor:
-        return binary(arithmetic.remainder, other, self)
+        return self._apply(arithmetic.remainder, other, self)
 
     def __pow__(self, other: Any) -> Tensor:
+        from staticgrad.array.powers import power
+
         return power(self, other)
 
     def __rpow__(self, other: Any) -> Tensor:
+        from staticgrad.array.powers import power
+
         return power(other, self)
 
     def __matmul__(self, other: Any) -> Tensor:
@@ -417,53 +434,53 @@ class Tensor:
         return matmul(other, self) if isinstance(other, Tensor | np.ndarray) else NotImplemented
 
     def __eq__(self, other: Any) -> Tensor:  # type: ignore[override]
-        return binary(arithmetic.equal, self, other)
+        return self._apply(arithmetic.equal, self, other)
 
     def __ne__(self, other: Any) -> Tensor:  # type: ignore[override]
-        return binary(arithmetic.not_equal, self, other)
+        return self._apply(arithmetic.not_equal, self, other)
 
     def __lt__(self, other: Any) -> Tensor:
-        return binary(arithmetic.less, self, other)
+        return self._apply(arithmetic.less, self, other)
 
     def __le__(self, other: Any) -> Tensor:
-        return binary(arithmetic.less_equal, self, other)
+        return self._apply(arithmetic.less_equal, self, other)
 
     def __gt__(self, other: Any) -> Tensor:
-        return binary(arithmetic.greater, self, other)
+        return self._apply(arithmetic.greater, self, other)
 
     def __ge__(self, other: Any) -> Tensor:
-        return binary(arithmetic.greater_equal, self, other)
+        return self._apply(arithmetic.greater_equal, self, other)
 
     def __and__(self, other: Any) -> Tensor:
-        return binary(arithmetic.bitwise_and, self, other)
+        return self._apply(arithmetic.bitwise_and, self, other)
 
     __rand__ = __and__
 
     def __or__(self, other: Any) -> Tensor:
-        return binary(arithmetic.bitwise_or, self, other)
+        return self._apply(arithmetic.bitwise_or, self, other)
 
     __ror__ = __or__
 
     def __xor__(self, other: Any) -> Tensor:
-        return binary(arithmetic.bitwise_xor, self, other)
+        return self._apply(arithmetic.bitwise_xor, self, other)
 
     __rxor__ = __xor__
 
     def __lshift__(self, other: Any) -> Tensor:
-        return binary(arithmetic.left_shift, self, other)
+        return self._apply(arithmetic.left_shift, self, other)
 
     def __rlshift__(self, other: Any) -> Tensor:
-        return binary(arithmetic.left_shift, other, self)
+        return self._apply(arithmetic.left_shift, other, self)
 
     def __rshift__(self, other: Any) -> Tensor:
-        return binary(arithmetic.right_shift, self, other)
+        return self._apply(arithmetic.right_shift, self, other)
 
     def __rrshift__(self, other: Any) -> Tensor:
-        return binary(arithmetic.right_shift, other, self)
+        return self._apply(arithmetic.right_shift, other, self)
 
     def __invert__(self) -> Tensor:
         op = arithmetic.logical_not if self.dtype.kind == "b" else arithmetic.bitwise_invert
-        return bind(op, (self,), {})
+        return Tensor.__bind__(op, (self,), {})
 
     # ------------------------------------------------------------ shapes and reductions
 
@@ -538,206 +555,6 @@ def traced_value_error(asked: str, node: Node) -> TracedValueError:
     )
 
 
-# ---------------------------------------------------------------- operands
-
-
-def check_device(device: str | None) -> None:
-    """Raise DeviceError for a device that does not exist here."""
-    if device is not None and device != "cpu" and not device.startswith("cpu:"):
-        raise DeviceError(f"device: this release runs on 'cpu'; got {device!r}")
-
-
-def check_dtype(name: str, dtype: Any) -> DType:
-    """`dtype` as a NumPy dtype, or DTypeError if staticgrad has no such dtype."""
-    try:
-        found = np.dtype(dtype)
-    except TypeError:
-        raise DTypeError(f"{name}: no such dtype: {dtype!r}") from None
-    if found.kind not in _SUPPORTED_KINDS or found.itemsize > 8 or found == np.float16:
-        raise DTypeError(f"{name}: dtypes are bool, int8 to int64, uint8 to uint64, float32 and float64; got {found}")
-    native: DType = found.newbyteorder("=")
-    return native
-
-
-def as_operand(name: str, value: Any) -> Tensor | Scalar:
-    """A Tensor as it is, a NumPy array as a Tensor that shares its storage, a number as a weak scalar."""
-    if isinstance(value, Tensor | bool | int | float):
-        return value
-    if isinstance(value, np.generic):
-        number = value.item()
-        if isinstance(number, bool | int | float):
-            return number
-    if isinstance(value, np.ndarray):
-        check_dtype(name, value.dtype)
-        return Tensor(value)
-    raise TypeError(f"{name}: operands are Tensors, NumPy arrays or numbers; got {type(value).__name__}")
-
-
-def common_dtype(name: str, operands: Sequence[Tensor | Scalar]) -> tuple[DType, bool]:
-    """The dtype that operands are brought to, and whether it is weak (only numbers took part).
-
-    Floating beats integer beats boolean; within a kind the wider wins; numbers adapt to the tensors.
-    """
-    strong = [x.dtype for x in operands if isinstance(x, Tensor) and not x._weak]
-    weak = [_weak_kind(x) for x in operands if not isinstance(x, Tensor) or x._weak]
-    if not strong:
-        kind = "f" if "f" in weak else "i" if "i" in weak else "b"
-        return np.dtype({"f": np.float64, "i": np.int64, "b": np.bool_}[kind]), True
-    common = strong[0]
-    for dtype in strong[1:]:
-        if dtype != common:
-            common = _wider(name, common, dtype)
-    if common.kind != "f" and "f" in weak:
-        common = DEFAULT_FLOAT
-    elif common.kind == "b" and "i" in weak:
-        common = DEFAULT_INT
-    return common, False
-
-
-def _weak_kind(x: Tensor | Scalar) -> str:
-    if isinstance(x, Tensor):
-        return x.dtype.kind
-    return "b" if isinstance(x, bool) else "i" if isinstance(x, int) else "f"
-
-
-def _wider(name: str, first: DType, second: DType) -> DType:
-    rank = {"b": 0, "u": 1, "i": 1, "f": 2}
-    if rank[first.kind] != rank[second.kind]:
-        return first if rank[first.kind] > rank[second.kind] else second
-    common: DType = np.promote_types(first, second)
-    if common.kind == "f" and first.kind != "f":
-        raise DTypeError(f"{name}: {first} and {second} have no common integer dtype; convert one with astype")
-    return common
-
-
-def _scalar_tensor(name: str, value: Scalar, dtype: DType) -> Tensor:
-    try:
-        array = np.array(value, dtype)
-    except OverflowError:
-        raise DTypeError(f"{name}: {value} does not fit {dtype}") from None
-    capture = context.capture
-    return Tensor(array if capture is None else capture.constant(array))
-
-
-def _operands(op: Op, given: Sequence[Any]) -> list[Tensor]:
-    """The operands as Tensors of one dtype where the op wants one."""
-    if op.promotes and len(given) == 2:
-        pair = _with_number(op.name, *given)
-        if pair is not None:
-            return pair
-    operands = [x if type(x) is Tensor else as_operand(op.name, x) for x in given]
-    if not op.promotes:
-        return [x if isinstance(x, Tensor) and not x._weak else _settled(op.name, x) for x in operands]
-    typed = [x for i, x in enumerate(operands) if i not in op.free] if op.free else operands
-    first = typed[0]
-    if all(isinstance(x, Tensor) and not x._weak and x._value.dtype == first._value.dtype for x in typed):  # type: ignore[union-attr]
-        if not op.free:
-            return operands  # type: ignore[return-value]
-        dtype, weak = first.dtype, False  # type: ignore[union-attr]
-    else:
-        dtype, weak = common_dtype(op.name, typed)
-        if weak and op.free:  # the condition of a select is no number: the result is a tensor like any other
-            dtype, weak = _default_dtype(dtype.kind), False
-    return [
-        _settled(op.name, x) if i in op.free else _converted(op.name, x, dtype, weak) for i, x in enumerate(operands)
-    ]
-
-
-def _with_number(name: str, x: Any, y: Any) -> list[Tensor] | None:
-    """The commonest case at once: a floating tensor and a Python number."""
-    if type(y) in (float, int) and type(x) is Tensor and not x._weak and x._value.dtype.kind == "f":
-        return [x, _scalar_tensor(name, y, x._value.dtype)]
-    if type(x) in (float, int) and type(y) is Tensor and not y._weak and y._value.dtype.kind == "f":
-        return [_scalar_tensor(name, x, y._value.dtype), y]
-    return None
-
-
-def _settled(name: str, x: Tensor | Scalar) -> Tensor:
-    """A number or weak tensor in the default dtype of its kind."""
-    if isinstance(x, Tensor) and not x._weak:
-        return x
-    return _converted(name, x, _default_dtype(_weak_kind(x)), False)
-
-
-def _default_dtype(kind: str) -> DType:
-    return {"b": np.dtype(np.bool_), "i": DEFAULT_INT, "f": DEFAULT_FLOAT}[kind]
-
-
-def _converted(name: str, x: Tensor | Scalar, dtype: DType, weak: bool) -> Tensor:
-    if not isinstance(x, Tensor):
-        out = _scalar_tensor(name, x, dtype)
-    elif x.dtype == dtype and x._weak == weak:
-        return x
-    elif x.dtype == dtype:
-        out = x.detach()
-    else:
-        out = bind(arithmetic.cast, (_strong(x),), {"dtype": dtype})
-    out._weak = weak
-    return out
-
-
-def _strong(x: Tensor) -> Tensor:
-    if not x._weak:
-        return x
-    out = x.detach()
-    out._weak = False
-    return out
-
-
-# ---------------------------------------------------------------- bind
-
-
-def bind(op: Op, operands: Sequence[Any], attributes: dict[str, Any]) -> Tensor:
-    """Apply `op`: run it now or append it to the graph under capture; record it where derivatives are wanted."""
-    tensors = _operands(op, operands)
-    try:
-        spec = op.infer([Spec(t._value.shape, t._value.dtype) for t in tensors], attributes)
-        if context.capture is None:
-            out = Tensor(_run(op, tensors, attributes, spec))
-        else:
-            out = Tensor(context.capture.append(op, tensors, attributes, spec))
-    except StaticgradError as error:
-        raise _located(error) from error.__cause__
-    if op.promotes and tensors[0]._weak and all(t._weak for t in tensors):
-        out._weak = True
-    if op.kind == "view":
-        out._version = tensors[0]._version
-    elif context.inference:
-        out._version = INFERENCE_VERSION
-    if spec.dtype.kind == "f":
-        for t in tensors:
-            if t._requires_grad and context.grad_enabled:
-                from staticgrad.autograd.tape import record
-
-                record(op, tensors, attributes, out)
-                break
-        for t in tensors:
-            if t._tangents is not None:
-                from staticgrad.forward import push_forward
-
-                push_forward(op, tensors, attributes, out)
-                break
-    return out
-
-
-def _run(op: Op, tensors: Sequence[Tensor], attributes: dict[str, Any], spec: Spec) -> Array:
-    values = []
-    for t in tensors:
-        if type(t._value) is Node:
-            raise escaped_error(t._value)
-        values.append(t._value)
-    observer = context.observer
-    with np.errstate(all="ignore"):
-        if observer is not None:
-            observer.before()
-        result: Array = op.reference(*values, **attributes)
-        if type(result) is not np.ndarray or result.dtype != spec.dtype:
-            result = np.asarray(result, spec.dtype)
-        if observer is not None:
-            observer.after(values, result)
-    return result
-
-
 def escaped_error(node: Node) -> CaptureError:
     """The error for a traced value that outlived the capture it belongs to."""
     return CaptureError(
@@ -745,102 +562,6 @@ def escaped_error(node: Node) -> CaptureError:
         f"{node.location}); it was kept in a list, an attribute or a global by the compiled function. Return it from "
         f"the function instead. Used at {user_location()}"
     )
-
-
-def _located(error: StaticgradError) -> StaticgradError:
-    """The same error with the user's line at the end of its message."""
-    text = str(error)
-    if " at " in text.rsplit(". ", 1)[-1] and (".py:" in text or "<" in text):
-        return error
-    verb = "Called" if context.capture is None else "Captured"
-    return type(error)(f"{text}. {verb} at {user_location()}")
-
-
-Tensor.__bind__ = staticmethod(bind)
-
-
-def binary(op: Op, x: Any, y: Any) -> Tensor:
-    """A binary operator; NotImplemented for what is not an operand, so that Python tries the other side."""
-    for value in (x, y):
-        if not isinstance(value, Tensor | bool | int | float | np.ndarray | np.generic):
-            return NotImplemented  # type: ignore[no-any-return]
-    return bind(op, (x, y), {})
-
-
-def divide(x: Any, y: Any) -> Tensor:
-    """x / y; integers are converted to the default floating dtype first."""
-    if _integral(x) and _integral(y):
-        x = x.astype(DEFAULT_FLOAT) if isinstance(x, Tensor | np.ndarray) else float(x)
-        y = y.astype(DEFAULT_FLOAT) if isinstance(y, Tensor | np.ndarray) else float(y)
-    return binary(arithmetic.div, x, y)
-
-
-def _integral(x: Any) -> bool:
-    return x.dtype.kind in "iub" if isinstance(x, Tensor | np.ndarray | np.generic) else isinstance(x, int)
-
-
-def power(x: Any, y: Any) -> Tensor:
-    """x ** y. Python exponents from 2 to 8 are repeated multiplications, 0.5 and -1 the cheaper op of the same value.
-
-    Integers to the power of integers stay integers, modulo the range of their dtype.
-    """
-    if isinstance(x, Tensor) and type(y) in (int, float):
-        if x.dtype.kind == "f":
-            return _floating_power(x, y)
-        if type(y) is int:
-            return _integer_power(x.astype(DEFAULT_INT) if x.dtype.kind == "b" else x, y)
-    if _integral(x) and _integral(y):
-        base, exponent = _operands(arithmetic.mul, (x, y))
-        return _power_of_integers(base, exponent)
-    return binary(transcendental.power, x, y)
-
-
-def _floating_power(x: Tensor, y: float) -> Tensor:
-    if y == 1:
-        return x
-    if 2 <= y <= 8 and y == int(y):
-        return _repeated(x, int(y))
-    if y == -1:
-        return bind(transcendental.reciprocal, (x,), {})
-    if y == 0.5:
-        return bind(transcendental.sqrt, (x,), {})
-    return bind(transcendental.power, (x, y), {})
-
-
-def _integer_power(x: Tensor, n: int) -> Tensor:
-    if n < 0:
-        raise DTypeError(
-            f"pow: integers have no negative powers; got {x.spec} ** {n}; convert to a floating dtype first"
-        )
-    if n == 0:
-        from staticgrad.array.creation import ones_like
-
-        return ones_like(x)
-    return _repeated(x, n)
-
-
-def _repeated(x: Tensor, n: int) -> Tensor:
-    """xⁿ for n ≥ 1 by squaring, the highest bit of n first: exact where the products are."""
-    out = x
-    for bit in bin(n)[3:]:
-        out = bind(transcendental.square, (out,), {})
-        if bit == "1":
-            out = out * x
-    return out
-
-
-def _power_of_integers(x: Tensor, y: Tensor) -> Tensor:
-    """xʸ of one integer dtype, bit by bit of y. A negative y gives the integer part: 0, but for x = ±1."""
-    one, odd = x * 0 + 1, (y & 1) == 1
-    out, square = one, x
-    for bit in range(8 * x.dtype.itemsize - (x.dtype.kind == "i")):
-        out = bind(arithmetic.select, (((y >> bit) & 1) == 1, out * square, out), {})
-        square = square * square
-    if x.dtype.kind == "u":
-        return out
-    sign = bind(arithmetic.select, (odd, x, one), {})
-    unit = bind(arithmetic.select, ((x == 1) | (x == -1), sign, one * 0), {})
-    return bind(arithmetic.select, (y < 0, unit, out), {})
 
 
 def alias(x: Tensor) -> Tensor:

@@ -166,6 +166,7 @@ from staticgrad.array.manipulation import (
     tile,
     unstack,
 )
+from staticgrad.array.powers import divide
 from staticgrad.array.reduction import (
     all,
     allclose,
@@ -189,7 +190,6 @@ from staticgrad.array.reduction import (
     sum,
     var,
 )
-from staticgrad.tensor import divide
 
 __all__ = [
     "abs",

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 
 from staticgrad._context import context
+from staticgrad.binding import bind
 from staticgrad.graph.errors import ShapeError
 from staticgrad.graph.node import Shape
 from staticgrad.graph.ops import leaf
 from staticgrad.graph.ops.arithmetic import select
 from staticgrad.graph.ops.shape import broadcast_to, reshape
-from staticgrad.tensor import DEFAULT_FLOAT, DEFAULT_INT, Tensor, bind, check_device, check_dtype
+from staticgrad.operands import check_device, check_dtype
+from staticgrad.tensor import DEFAULT_FLOAT, DEFAULT_INT, Tensor
 
 
 def asarray(obj: Any, /, *, dtype: Any = None, device: str | None = None, copy: bool | None = None) -> Tensor:

@@ -9,7 +9,8 @@ import numpy as np
 
 from staticgrad.graph.errors import DTypeError
 from staticgrad.graph.node import DType
-from staticgrad.tensor import DEFAULT_FLOAT, DEFAULT_INT, Tensor, as_operand, check_dtype, common_dtype
+from staticgrad.operands import as_operand, check_dtype, common_dtype
+from staticgrad.tensor import DEFAULT_FLOAT, DEFAULT_INT, Tensor
 
 bool = np.dtype(np.bool_)
 int8 = np.dtype(np.int8)

@@ -12,9 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from staticgrad.array.powers import power
+from staticgrad.binding import bind
 from staticgrad.graph.errors import DTypeError
 from staticgrad.graph.ops import arithmetic, rounding, transcendental
-from staticgrad.tensor import Tensor, as_operand, bind, power
+from staticgrad.operands import as_operand
+from staticgrad.tensor import Tensor
 
 
 def exp(x: Any, /) -> Tensor:

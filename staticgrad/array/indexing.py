@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 
 from staticgrad.array.manipulation import _tensor, reshape
+from staticgrad.binding import bind
 from staticgrad.graph.errors import CaptureError, IndexRangeError, ShapeError
 from staticgrad.graph.ops import indexing, shape
 from staticgrad.graph.ops.shape import normalize_axis
-from staticgrad.tensor import Tensor, bind
+from staticgrad.tensor import Tensor
 
 
 def getitem(x: Tensor, key: Any) -> Tensor:

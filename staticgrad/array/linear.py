@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from staticgrad.array.manipulation import _tensor, permute_dims, reshape
+from staticgrad.binding import bind
 from staticgrad.graph.errors import ShapeError
 from staticgrad.graph.ops import contraction
 from staticgrad.graph.ops.shape import normalize_axis
-from staticgrad.tensor import Tensor, bind
+from staticgrad.tensor import Tensor
 
 
 def matmul(x: Any, y: Any, /) -> Tensor:

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from staticgrad.array.creation import asarray, full
+from staticgrad.binding import bind
 from staticgrad.graph.errors import ShapeError
 from staticgrad.graph.node import Shape
 from staticgrad.graph.op import broadcast_shapes
 from staticgrad.graph.ops import shape as views
 from staticgrad.graph.ops.shape import normalize_axis
-from staticgrad.tensor import Tensor, bind
+from staticgrad.tensor import Tensor
 
 
 def _tensor(x: Any) -> Tensor:

@@ -10,12 +10,13 @@ import numpy as np
 from staticgrad.array.creation import asarray
 from staticgrad.array.elementwise import abs as magnitude
 from staticgrad.array.elementwise import exp, isclose, isfinite, isnan, log, sqrt, square, where
+from staticgrad.binding import bind
 from staticgrad.capture_state import composite
 from staticgrad.graph.errors import DTypeError, ShapeError
 from staticgrad.graph.ops import reduction, scan
 from staticgrad.graph.ops.reduction import kept_shape
 from staticgrad.graph.ops.shape import broadcast_to, normalize_axis, reshape
-from staticgrad.tensor import DEFAULT_INT, Tensor, bind
+from staticgrad.tensor import DEFAULT_INT, Tensor
 
 Axis = int | tuple[int, ...] | None
 

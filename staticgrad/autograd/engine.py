@@ -16,7 +16,8 @@ from staticgrad._context import context
 from staticgrad.autograd.modes import enable_grad, no_grad
 from staticgrad.autograd.tape import TapeNode
 from staticgrad.graph.errors import DerivativeError, DTypeError, ShapeError, StaticgradError
-from staticgrad.tensor import Tensor, as_operand
+from staticgrad.operands import as_operand
+from staticgrad.tensor import Tensor
 
 
 def backward(
