@@ -59,8 +59,8 @@ def values_read(function: Any, reached: Iterable[tuple[str, Any]]) -> list[Readi
         function: the captured function; its code and that of the functions it names say which attributes are read.
         reached: names and values of its variables and of the arguments that are no arrays.
     """
-    named = list(reached)
-    names = _Names([function, *(value for _, value in named)])
+    named = [("the function", function), *reached]
+    names = _Names([value for _, value in named])
     while True:
         known = len(names.found)
         readings = list(_walk(named, names))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -58,6 +59,7 @@ class Output:
 def names_of(values: Sequence[tuple[str, Any]]) -> dict[int, str]:
     """Readable names, by id, of the tensors that `values` lead to: parameters, buffers, optimizers' state."""
     names: dict[int, str] = {}
+    values = [*values, *((f"{name}.{key}", item) for name, value in values for key, item in _attributes(value))]
     for name, value in values:
         if isinstance(value, Tensor):
             names.setdefault(id(value), name)
@@ -74,6 +76,13 @@ def names_of(values: Sequence[tuple[str, Any]]) -> dict[int, str]:
     return names
 
 
+def _attributes(value: Any) -> list[tuple[str, Any]]:
+    """The attributes of an object that is itself neither a tensor nor a module: a trainer's model and optimizer."""
+    if isinstance(value, Tensor | type) or hasattr(value, "state_dict") or not hasattr(value, "__dict__"):
+        return []
+    return list(vars(value).items())
+
+
 def capture(
     function: Callable[..., Any],
     rebuild: Callable[[list[Any]], tuple[Any, Any]],
@@ -84,7 +93,7 @@ def capture(
 
     `rebuild` makes (args, kwargs) from the leaves; leaves that are not arrays or numbers are passed as they are.
     """
-    watch = Watch(function, [leaf for leaf in leaves if not is_array(leaf)])
+    watch = Watch(function, [leaf for leaf in (*leaves, *_bound(function)) if not is_array(leaf)])
     held = Capture(names_of(watch.reached()))
     traced, stand_ins = _stand_ins(held, leaves, paths)
     args, kwargs = rebuild(traced)
@@ -108,6 +117,11 @@ def _watch_values(held: Capture, function: Any, watch: Watch, leaves: Sequence[A
     arguments = [(type(leaf).__name__, leaf) for leaf in leaves if is_static(leaf)]
     for what, read, owner, name in values_read(function, [*watch.reached(), *arguments]):
         held.guard(what, read, owner, name)
+
+
+def _bound(function: Any) -> list[Any]:
+    """The arguments that `functools.partial` has bound."""
+    return [*function.args, *function.keywords.values()] if isinstance(function, functools.partial) else []
 
 
 def is_array(leaf: Any) -> bool:
