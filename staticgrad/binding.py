@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from staticgrad._context import context
+from staticgrad.autograd.tape import record
+from staticgrad.forward import push_forward
 from staticgrad.graph.errors import StaticgradError
 from staticgrad.graph.location import user_location
 from staticgrad.graph.node import Node, Spec
@@ -36,14 +38,10 @@ def bind(op: Op, operands: Sequence[Any], attributes: dict[str, Any]) -> Tensor:
     if spec.dtype.kind == "f":
         for t in tensors:
             if t._requires_grad and context.grad_enabled:
-                from staticgrad.autograd.tape import record
-
                 record(op, tensors, attributes, out)
                 break
         for t in tensors:
             if t._tangents is not None:
-                from staticgrad.forward import push_forward
-
                 push_forward(op, tensors, attributes, out)
                 break
     return out
