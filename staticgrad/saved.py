@@ -1,8 +1,8 @@
 """Saved programs: a compiled function with its state in one file, run again with no capture and no Numba.
 
 The file is a safetensors file: the state as tensors, the native code as a tensor of bytes, and everything else (the
-graph, the shapes of arguments and results, what is bound to what) as JSON in its metadata, with a SHA-256 over code
-and description. It holds native code: load only files from sources that you would run a program from.
+graph, the shapes of arguments and results, what is bound to what) as JSON in its metadata, with a SHA-256 over all
+of it. It holds native code: load only files from sources that you would run a program from.
 """
 
 from __future__ import annotations
@@ -57,7 +57,6 @@ def save_program(name: str, structure: TreeDef, specialization: Specialization, 
             arrays[f"state.{i}"] = np.array(binding.array())
             described.append({"kind": "state", "name": binding.name})
     code = specialization.program.to_bytes()
-    arrays[_CODE] = np.frombuffer(code, np.uint8)
     description = {
         "name": name,
         "arguments": _structure(structure),
@@ -68,12 +67,18 @@ def save_program(name: str, structure: TreeDef, specialization: Specialization, 
         "written": [list(pair) for pair in captured.written_arguments],
     }
     text = json.dumps(description)
-    metadata = {"format": FORMAT, "description": text, "sha256": _digest(text, code)}
+    metadata = {"format": FORMAT, "description": text, "sha256": _digest(text, code, arrays)}
+    arrays[_CODE] = np.frombuffer(code, np.uint8)
     write_arrays(arrays, os.fspath(path), metadata, caller="save")
 
 
-def _digest(text: str, code: bytes) -> str:
-    return hashlib.sha256(text.encode() + b"\0" + code).hexdigest()
+def _digest(text: str, code: bytes, state: Mapping[str, Array]) -> str:
+    digest = hashlib.sha256(text.encode() + b"\0" + code)
+    for name in sorted(state):
+        array = np.ascontiguousarray(state[name])
+        digest.update(f"\0{name} {array.dtype} {state[name].shape}\0".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
 def _state_index(captured: Captured, tensor: Tensor) -> int | None:
@@ -211,11 +216,13 @@ def load(path: Any) -> LoadedProgram:
         )
     code = arrays.pop(_CODE).tobytes()
     text = metadata.get("description", "")
-    if metadata.get("sha256") != _digest(text, code):
+    if metadata.get("sha256") != _digest(text, code, arrays):
         raise FileFormatError(f"load: {name} is damaged: its checksum does not match; save the program again")
     try:
         return _restored(json.loads(text), arrays, _program(code))
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
+    except FileFormatError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise FileFormatError(f"load: {name} has a description that does not fit its program: {error!r}") from error
 
 
@@ -253,7 +260,28 @@ def _restored(description: Mapping[str, Any], arrays: Mapping[str, Array], progr
         written_arguments=[(argument, output) for argument, output in description["written"]],
         tracked=[""] * len(program.graph.outputs),
     )
-    return LoadedProgram(description, _treedef(description["arguments"]), captured, program, scalars)
+    structure = _treedef(description["arguments"])
+    _require_fit(captured, structure)
+    return LoadedProgram(description, structure, captured, program, scalars)
+
+
+def _require_fit(captured: Captured, structure: TreeDef) -> None:
+    """Raise IndexError or ValueError if the description speaks of arguments, results or state that are not there."""
+    arguments, outputs = range(structure.count), range(len(captured.graph.outputs))
+    given = [binding.index for binding in captured.bindings if isinstance(binding, Argument)]
+    written = [argument for argument, _ in captured.written_arguments]
+    results = [leaf.position for leaf in captured.leaves if isinstance(leaf, Output)]
+    results += [output for _, output in captured.written_arguments]
+    results += [gradient.output for gradient in captured.gradients if gradient.output is not None]
+    if not set(given + written) <= set(arguments) or len(set(given)) != len(given):
+        raise IndexError(f"arguments {given + written} of {len(arguments)}")
+    if not set(results) <= set(outputs):
+        raise IndexError(f"results {results} of {len(outputs)}")
+    if captured.result.count != len(captured.leaves):
+        raise ValueError(f"{len(captured.leaves)} values for a result of {captured.result.count}")
+    for binding, node in zip(captured.bindings, captured.graph.inputs, strict=True):
+        if isinstance(binding, State) and binding.tensor.spec != node.spec:
+            raise ValueError(f"{binding.name} is {binding.tensor.spec}, not {node.spec}")
 
 
 def _gradients(described: Sequence[Any], bindings: Sequence[Any]) -> list[Gradient]:
@@ -269,6 +297,8 @@ def _treedef(described: Any) -> TreeDef:
     nested = tuple(_treedef(child) for child in children)
     if kind in ("tuple", "list"):
         return TreeDef({"tuple": tuple, "list": list}[kind], len(nested), nested)
+    if len(meta) != len(nested):
+        raise ValueError(f"{len(meta)} names for {len(nested)} entries")
     if kind == "dict":
         return TreeDef(dict, tuple(meta), nested)
     record = namedtuple(kind.removeprefix("record "), meta)  # type: ignore[misc]
