@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 _spec = spec_from_file_location("scale_benchmark", Path(__file__).parents[1] / "benchmarks" / "scale.py")
-assert _spec is not None and _spec.loader is not None
+assert _spec is not None
+assert _spec.loader is not None
 scale = module_from_spec(_spec)
 _spec.loader.exec_module(scale)
 
