@@ -28,7 +28,7 @@ def bind(op: Op, operands: Sequence[Any], attributes: dict[str, Any]) -> Tensor:
         else:
             out = Tensor(context.capture.append(op, tensors, attributes, spec))
     except StaticgradError as error:
-        raise _located(error) from error.__cause__
+        raise located(error) from error.__cause__
     if op.promotes and tensors[0]._weak and all(t._weak for t in tensors):
         out._weak = True
     if op.kind == "view":
@@ -65,7 +65,7 @@ def _run(op: Op, tensors: Sequence[Tensor], attributes: dict[str, Any], spec: Sp
     return result
 
 
-def _located(error: StaticgradError) -> StaticgradError:
+def located(error: StaticgradError) -> StaticgradError:
     """The same error with the user's line at the end of its message."""
     text = str(error)
     if " at " in text.rsplit(". ", 1)[-1] and (".py:" in text or "<" in text):

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from staticgrad._context import context
+from staticgrad.graph.errors import StaticgradError
 from staticgrad.graph.node import DType
 from staticgrad.tensor import Tensor
 
@@ -58,15 +59,20 @@ def scope(name: str) -> Iterator[None]:
 
 
 def composite(name: str) -> Callable[[F], F]:
-    """Mark a function written in terms of ops: its nodes carry `name` in their scope."""
+    """Mark a function written in terms of ops: its nodes carry `name` in their scope, its errors the user's line."""
 
     def decorate(function: F) -> F:
         @functools.wraps(function)
         def wrapped(*args: Any, **kwargs: Any) -> Any:
-            if context.capture is None:
-                return function(*args, **kwargs)
-            with scope(name):
-                return function(*args, **kwargs)
+            try:
+                if context.capture is None:
+                    return function(*args, **kwargs)
+                with scope(name):
+                    return function(*args, **kwargs)
+            except StaticgradError as error:
+                from staticgrad.binding import located
+
+                raise located(error) from error.__cause__
 
         return wrapped  # type: ignore[return-value]
 

@@ -34,6 +34,7 @@ class Linear(Module):
         in_features: the size of the input's last axis.
         out_features: the size of the output's last axis.
         bias: whether to add b.
+        device: "cpu".
         dtype: of the parameters, float32 unless given.
 
     Attributes:
@@ -51,13 +52,15 @@ class Linear(Module):
     weight: Parameter
     bias: Parameter | None
 
-    def __init__(self, in_features: int, out_features: int, bias: bool = True, dtype: Any = None) -> None:
+    def __init__(
+        self, in_features: int, out_features: int, bias: bool = True, device: str | None = None, dtype: Any = None
+    ) -> None:
         super().__init__()
         self.in_features = _size("Linear", "in_features", in_features)
         self.out_features = _size("Linear", "out_features", out_features)
-        self.weight = Parameter(sg.zeros((out_features, in_features), dtype=dtype or DEFAULT_FLOAT))
+        self.weight = Parameter(sg.zeros((out_features, in_features), dtype=dtype or DEFAULT_FLOAT, device=device))
         self.register_parameter(
-            "bias", Parameter(sg.zeros(out_features, dtype=dtype or DEFAULT_FLOAT)) if bias else None
+            "bias", Parameter(sg.zeros(out_features, dtype=dtype or DEFAULT_FLOAT, device=device)) if bias else None
         )
         self.reset_parameters()
 
@@ -84,6 +87,7 @@ class Embedding(Module):
         num_embeddings: the number of rows.
         embedding_dim: the size of each.
         padding_idx: a row that starts at zero and receives no gradient; negative counts from the end.
+        device: "cpu".
         dtype: of the table, float32 unless given.
 
     Attributes:
@@ -93,7 +97,12 @@ class Embedding(Module):
     weight: Parameter
 
     def __init__(
-        self, num_embeddings: int, embedding_dim: int, padding_idx: int | None = None, dtype: Any = None
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        padding_idx: int | None = None,
+        device: str | None = None,
+        dtype: Any = None,
     ) -> None:
         super().__init__()
         self.num_embeddings = _size("Embedding", "num_embeddings", num_embeddings)
@@ -101,7 +110,7 @@ class Embedding(Module):
         if padding_idx is not None:
             padding_idx = functions.checked_padding("Embedding", padding_idx, num_embeddings)
         self.padding_idx = padding_idx
-        self.weight = Parameter(sg.zeros((num_embeddings, embedding_dim), dtype=dtype or DEFAULT_FLOAT))
+        self.weight = Parameter(sg.zeros((num_embeddings, embedding_dim), dtype=dtype or DEFAULT_FLOAT, device=device))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -130,6 +139,7 @@ class LayerNorm(Module):
         eps: added to the variance.
         elementwise_affine: whether there are weight (ones at first) and bias (zeros), of normalized_shape.
         bias: whether there is a bias too.
+        device: "cpu".
         dtype: of the parameters, float32 unless given.
     """
 
@@ -142,6 +152,7 @@ class LayerNorm(Module):
         eps: float = 1e-5,
         elementwise_affine: bool = True,
         bias: bool = True,
+        device: str | None = None,
         dtype: Any = None,
     ) -> None:
         super().__init__()
@@ -152,8 +163,12 @@ class LayerNorm(Module):
         self.eps = eps
         self.elementwise_affine = elementwise_affine
         kind = dtype or DEFAULT_FLOAT
-        self.register_parameter("weight", Parameter(sg.ones(shape, dtype=kind)) if elementwise_affine else None)
-        self.register_parameter("bias", Parameter(sg.zeros(shape, dtype=kind)) if elementwise_affine and bias else None)
+        self.register_parameter(
+            "weight", Parameter(sg.ones(shape, dtype=kind, device=device)) if elementwise_affine else None
+        )
+        self.register_parameter(
+            "bias", Parameter(sg.zeros(shape, dtype=kind, device=device)) if elementwise_affine and bias else None
+        )
 
     def reset_parameters(self) -> None:
         """Set weight to ones and bias to zeros."""

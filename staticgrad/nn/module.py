@@ -15,6 +15,7 @@ from staticgrad.capture_state import watch
 from staticgrad.graph.errors import DTypeError
 from staticgrad.nn.parameter import Parameter, convert_in_place
 from staticgrad.nn.state import IncompatibleKeys, collect_state, load_state
+from staticgrad.operands import check_device, check_dtype
 from staticgrad.tensor import Tensor
 
 
@@ -315,13 +316,30 @@ class Module:
 
     # ---------------------------------------------------------------- conversion
 
-    def to(self, dtype: Any) -> Self:
-        """Convert every floating parameter and buffer to `dtype`, in place, with their gradients.
+    def to(self, *targets: Any, dtype: Any = None, device: str | None = None) -> Self:
+        """Convert every floating parameter and buffer to a dtype, in place, with their gradients.
 
         The parameters stay the same objects; make the optimizer after the conversion, since its state keeps the
         old dtype.
+
+        Args:
+            targets: a dtype, a device, or both, in any order.
+            dtype: floating.
+            device: "cpu".
+
+        Raises:
+            DTypeError: the dtype is not floating.
+            DeviceError: the device does not exist.
         """
-        wanted = np.dtype(dtype)
+        for target in targets:
+            if isinstance(target, str) and target.split(":")[0] in ("cpu", "cuda"):
+                device = target
+            else:
+                dtype = target
+        check_device(device)
+        if dtype is None:
+            return self
+        wanted = check_dtype("Module.to", dtype)
         if wanted.kind != "f":
             raise DTypeError(f"Module.to: dtype must be floating; got {wanted}")
         for tensor in [*self.parameters(), *self.buffers()]:
