@@ -9,13 +9,14 @@ kernels between two levels can lie between two kernels. All work at a node is bo
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from itertools import pairwise
 
 from staticgrad.graph.group import Group
 from staticgrad.graph.matrix_layout import matrix_layout
 from staticgrad.graph.members import Member, Members
 from staticgrad.graph.node import Graph, Node
+from staticgrad.graph.sinking import cone
 from staticgrad.graph.structure import Structure, analyse, in_place_pairs, picked_owners, place_passes
 
 MAX_NODES = 48  # of one kernel: LLVM's time grows faster than the kernel
@@ -28,12 +29,13 @@ def fuse(graph: Graph) -> list[Group]:
     """Divide the graph's work into groups, in an order in which they can run."""
     members = Members()
     copied = _copied(graph, members)
-    clusters = _Clusters(members, set(graph.results))
+    clusters = _Clusters(members, set(graph.results), {leaf for leaf, _ in graph.updates})
     for node in graph.nodes:
         if node in copied or (node.op.kind not in ("view", "leaf") and node.op.name != "iota"):
             clusters.add(node, reads_of(node, members))
     clusters.join_siblings()
     clusters.join_numbers()
+    clusters.sink()
     return clusters.groups(graph)
 
 
@@ -96,9 +98,10 @@ class _Cluster:
 
 
 class _Clusters:
-    def __init__(self, members: Members, results: set[Node]) -> None:
+    def __init__(self, members: Members, results: set[Node], updated: set[Node]) -> None:
         self.members = members
         self.results = results
+        self.updated = updated
         self.home: dict[Node, _Cluster] = {}  # of every node that is computed
         self.readers: dict[Node, list[Node]] = {}  # of every owner the computed nodes that read it
 
@@ -205,6 +208,57 @@ class _Clusters:
         for cluster, level in levels.items():
             cluster.level = level
 
+    def sink(self) -> None:
+        """Move values to the one kernel that reads them where that saves memory (`graph.sinking`)."""
+        for cluster in dict.fromkeys(self.home.values()):
+            for node in sorted(cluster.nodes, key=_node_serial, reverse=True):
+                targets = {self.home[reader] for reader in self.readers.get(node, ())}
+                if len(targets) == 1 and cluster not in targets and node.size > 1 and node not in self.results:
+                    self._sink(node, cluster, targets.pop())
+
+    def _sink(self, node: Node, cluster: _Cluster, target: _Cluster) -> None:
+        """Move `node` and what only serves it, if it is still in `cluster`, to `target`.
+
+        The target comes after all that the moved nodes read, so no path leads back. Levels are left as they are, since
+        no kernels are joined any more.
+        """
+        if target.members is None or cluster.members is None or self.home[node] is not cluster:
+            return
+        kernel = {member.node: member.kind == "map" for member in cluster.members}
+        moved = cone(node, kernel, self.readers, self._reads, lambda n: self._is_stored(n, kernel), self.updated)
+        if moved is None or len(moved) == len(kernel) or len(target.members) + len(moved) > MAX_NODES:
+            return
+        left = [member for member in cluster.members if member.node not in moved]
+        more = sorted([*target.members, *(m for m in cluster.members if m.node in moved)], key=_serial)
+        reads = self._outside_reads(more)
+        if len(reads) > MAX_READS or analyse(left) is None or analyse(more) is None:
+            return
+        self._redistribute(cluster, left, self._outside_reads(left))
+        self._redistribute(target, more, reads)
+        self._link(cluster)
+        self._link(target)
+
+    def _reads(self, node: Node) -> list[Node]:
+        return reads_of(node, self.members)
+
+    def _outside_reads(self, members: Sequence[Member]) -> set[Node]:
+        inside = {member.node for member in members}
+        return {owner for node in inside for owner in self._reads(node)} - inside
+
+    def _redistribute(self, cluster: _Cluster, members: list[Member], reads: set[Node]) -> None:
+        cluster.members, cluster.reads = members, reads
+        cluster.nodes = [member.node for member in members]
+        for node in cluster.nodes:
+            self.home[node] = cluster
+
+    def _link(self, cluster: _Cluster) -> None:
+        """Find the sources of a changed cluster anew."""
+        for source in cluster.sources:
+            source.readers.discard(cluster)
+        cluster.sources = {self.home[owner] for owner in cluster.reads if owner in self.home}
+        for source in cluster.sources:
+            source.readers.add(cluster)
+
     def groups(self, graph: Graph) -> list[Group]:
         return [self._group(cluster) for cluster in _in_order(dict.fromkeys(self.home.values()))]
 
@@ -222,7 +276,7 @@ class _Clusters:
         pairs = [(written, read) for written, read in pairs if read in reads]
         return Group("fused", nodes, tuple(reads), writes, tuple(pairs), structure.scratch_bytes)
 
-    def _is_stored(self, node: Node, inside: set[Node]) -> bool:
+    def _is_stored(self, node: Node, inside: Container[Node]) -> bool:
         return node in self.results or any(reader not in inside for reader in self.readers.get(node, ()))
 
 
