@@ -19,7 +19,7 @@ from staticgrad.graph.location import Location, user_location
 from staticgrad.graph.node import DType, Graph, Node, Spec
 from staticgrad.graph.op import Op
 from staticgrad.graph.ops import leaf
-from staticgrad.tensor import Array, Tensor, escaped_error
+from staticgrad.tensor import Array, Tensor, escaped_error, traced_value_error
 
 
 @dataclass(frozen=True)
@@ -188,6 +188,19 @@ class Capture:
             self.guards[key] = Guard(what, read, read())
         return self.guards[key].value
 
+    def read_elements(self, tensor: Tensor, asked: str) -> None:
+        """Python is given the elements of a concrete tensor: the capture depends on them.
+
+        Raises:
+            TracedValueError: the captured function has written the tensor, so that they are not known yet.
+        """
+        value = tensor._value
+        current = self._current.get(id(value))
+        if isinstance(current, Node) and current is not self._states[id(value)][0]:
+            raise traced_value_error(asked, current)
+        name = self._names.get(id(tensor), "a tensor")
+        self.guard(f"the content of {name}, read by {asked},", lambda: Elements(tensor._value), tensor, "elements")
+
     # ------------------------------------------------------------ backward's place in the code
 
     def enter_backward(self, node: Any) -> None:
@@ -272,6 +285,21 @@ class Capture:
                 )
             if high > reach:
                 reach, owner = high, node
+
+
+class Elements:
+    """The elements of an array at one moment."""
+
+    def __init__(self, array: Any) -> None:
+        self.array: Array = np.array(array)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Elements) and self.array.tobytes() == other.array.tobytes()
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return np.array2string(self.array, threshold=8)
 
 
 def _bounds(array: Array) -> tuple[int, int]:

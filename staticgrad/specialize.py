@@ -17,7 +17,7 @@ from staticgrad.graph.node import DType, Graph, Node, Shape, Spec
 from staticgrad.graph.rewrite import rewrite
 from staticgrad.read_values import held as held_value
 from staticgrad.read_values import values_read
-from staticgrad.side_effects import Watch
+from staticgrad.side_effects import Variable, Watch
 from staticgrad.tensor import Array, Tensor, escaped_error
 from staticgrad.tree import TreeDef, tree_flatten, tree_unflatten
 
@@ -113,10 +113,14 @@ def capture(
 def _watch_values(held: Capture, function: Any, watch: Watch, leaves: Sequence[Any]) -> None:
     """Have a change of the plain Python values that the function reads compile it again."""
     for variable in watch.variables():
-        held.guard(f"the variable {variable.name!r}", lambda v=variable: held_value(v.read()), variable, "value")
+        held.guard(f"the variable {variable.name!r}", functools.partial(_variable, variable), variable, "value")
     arguments = [(type(leaf).__name__, leaf) for leaf in leaves if is_static(leaf)]
     for what, read, owner, name in values_read(function, [*watch.reached(), *arguments]):
         held.guard(what, read, owner, name)
+
+
+def _variable(variable: Variable) -> Any:
+    return held_value(variable.read())
 
 
 def _bound(function: Any) -> list[Any]:

@@ -255,6 +255,8 @@ class Tensor:
         value = self._value
         if isinstance(value, Node):
             raise traced_value_error(asked, value)
+        if context.capture is not None:
+            context.capture.read_elements(self, asked)
         return value
 
     def __float__(self) -> float:

@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 import staticgrad as sg
+from staticgrad.capture import suspended
 from staticgrad.capture_state import scope, watch
 from staticgrad.graph.errors import DTypeError
 from staticgrad.nn.module import clear_grads
@@ -188,7 +189,9 @@ class Optimizer:
     def _part(self, index: int, cohort: Cohort, active: list[Any]) -> None:
         """Give the members that are passed over a counter of their own."""
         kept = {id(parameter) for parameter in active}
-        idle = self.new_cohort(index, cohort.step.item())  # right also should the capture fail after this line
+        with suspended():  # the number is copied, not part of the program
+            steps = cohort.step.item()
+        idle = self.new_cohort(index, steps)  # right also should the capture fail after this line
         idle.members = [parameter for parameter in cohort.members if id(parameter) not in kept]
         idle.started = cohort.started
         cohort.members = active

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from staticgrad.graph.errors import CaptureError, DerivativeError
+from staticgrad.graph.errors import CaptureError, DerivativeError, TracedValueError
 
 import staticgrad as sg
 from staticgrad import nn, optim
@@ -459,3 +459,30 @@ def test_writing_into_a_tensor_that_requires_grad_is_refused_in_both_modes() -> 
         with pytest.raises(DerivativeError, match=r"copy_: the tensor .* requires grad.*sg.no_grad"):
             run(sg.asarray(X * 2))
     assert values(weight) == [1, 2]
+
+
+# ---------------------------------------------------------------- elements given to Python
+
+
+@pytest.mark.parametrize("read", [float, lambda t: t.item(), lambda t: t.tolist(), lambda t: np.asarray(t)])
+def test_elements_of_state_that_python_reads(read: Callable[[Any], Any]) -> None:
+    """The number of a tensor that is not traced is at hand; a program that was made with it follows its changes."""
+    scale = sg.asarray(2.0)
+    compiled = sg.compile(lambda x: x * read(scale))
+    for number, misses in ((2.0, 1), (2.0, 1), (3.0, 2), (2.0, 2)):
+        scale.copy_(number)
+        close(compiled(X), X * number)
+        assert compiled.cache_info().misses <= misses
+    assert "the content of scale, read by" in compiled.explain() or compiled.cache_info().misses == 1
+
+
+def test_elements_of_state_that_the_function_has_written() -> None:
+    scale = sg.asarray(2.0)
+
+    def function(x: Any) -> Any:
+        scale.copy_(scale * 2)
+        return x * float(scale)
+
+    with pytest.raises(TracedValueError, match=r"float\(\): this value is being captured.*test_capture"):
+        sg.compile(function)(X)
+    assert scale.item() == 2
