@@ -146,14 +146,8 @@ class _Clusters:
             return False
         if len(first.nodes) + len(second.nodes) > MAX_NODES:
             return False
-        if (
-            first.flat
-            and second.flat
-            and first.size == second.size
-            and len(second.nodes) == 1
-            and _follows(second, first)
-        ):
-            return self._extend(first, second)
+        if first.flat and second.flat and first.size == second.size:
+            return self._join_flat(first, second)
         nodes = {*first.nodes, *second.nodes}
         reads = {owner for owner in first.reads | second.reads if owner not in nodes}
         if len(reads) > MAX_READS or _path_between(first, second):
@@ -167,18 +161,25 @@ class _Clusters:
         self._merge(first, second, together, reads, levels)
         return True
 
-    def _extend(self, first: _Cluster, second: _Cluster) -> bool:
-        """`_join` for the commonest case, one more elementwise op at the end of a flat kernel."""
-        member = (second.members or [])[0]
+    def _join_flat(self, first: _Cluster, second: _Cluster) -> bool:
+        """`_join` for the commonest case, two loops over the same elements in order.
+
+        They are one loop if each reads the other's values element by element.
+        """
+        both, follows = (first, second), _follows(second, first)
+        together = [*(first.members or ()), *(second.members or ())]
         whole = ((first.size, 1),) if first.size > 1 else ()
-        for access in member.accesses:
-            if self.home.get(access.owner) is first and (access.offset or access.layout != whole):
-                return False
-        reads = first.reads | {owner for owner in second.reads if self.home.get(owner) is not first}
+        for member in second.members or () if follows else together:
+            for access in member.accesses:
+                if self.home.get(access.owner) in both and (access.offset or access.layout != whole):
+                    return False
+        reads = {owner for owner in first.reads | second.reads if self.home.get(owner) not in both}
         levels = None if len(reads) > MAX_READS or _path_between(first, second) else _raised(first, second)
         if levels is None:
             return False
-        self._merge(first, second, [*(first.members or ()), member], reads, levels)
+        if not follows:
+            together.sort(key=_serial)
+        self._merge(first, second, together, reads, levels)
         return True
 
     def _merge(
