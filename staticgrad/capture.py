@@ -102,6 +102,7 @@ class Capture:
         self._gradients: dict[int, _Written] = {}
         self._entry_gradients: dict[int, Tensor] = {}  # id of a gradient's array -> the tensor it belongs to
         self._scalars: dict[tuple[int, Any, DType], Node] = {}
+        self._wrapped: list[Tensor] = []  # made of plain arrays while the function ran
         self._constants: dict[tuple[DType, tuple[int, ...], bytes], Node] = {}
         self._backward: list[tuple[Location, str]] = []
         self._first = self._leaf_serial()
@@ -187,6 +188,18 @@ class Capture:
         if key not in self.guards:
             self.guards[key] = Guard(what, read, read())
         return self.guards[key].value
+
+    def wrap(self, array: Array) -> Tensor:
+        """A tensor of a plain array that the captured function uses."""
+        tensor = Tensor(array)
+        self._wrapped.append(tensor)
+        return tensor
+
+    def uses_other_arrays(self, known: Sequence[Array]) -> bool:
+        """Whether it used an array that is no view of a `known` one: NumPy has computed it while the function ran."""
+        owners = {id(_owner(array)) for array in known}
+        used = (tensor._value for tensor in self._wrapped if id(tensor._value) in self._states)
+        return any(id(_owner(array)) not in owners for array in used)
 
     def read_elements(self, tensor: Tensor, asked: str) -> None:
         """Python is given the elements of a concrete tensor: the capture depends on them.
@@ -300,6 +313,13 @@ class Elements:
 
     def __repr__(self) -> str:
         return np.array2string(self.array, threshold=8)
+
+
+def _owner(array: Any) -> Any:
+    """The array whose memory a view looks at."""
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array
 
 
 def _bounds(array: Array) -> tuple[int, int]:

@@ -308,8 +308,7 @@ def _kind(leaf: Any) -> Any:
     if isinstance(leaf, Tensor):
         return leaf._value.shape, leaf._value.dtype, leaf._requires_grad, leaf._weak
     if isinstance(leaf, np.ndarray):
-        check_dtype("compile: an argument", leaf.dtype)
-        return leaf.shape, leaf.dtype, None
+        return leaf.shape, check_dtype("compile: an argument", leaf.dtype), None
     if is_array(leaf):
         return "integer" if isinstance(leaf, int | np.integer) else "number"
     return _Typed(leaf)

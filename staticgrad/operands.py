@@ -12,7 +12,7 @@ from staticgrad.graph.errors import DeviceError, DTypeError
 from staticgrad.graph.node import DType
 from staticgrad.graph.op import Op
 from staticgrad.graph.ops import arithmetic
-from staticgrad.tensor import DEFAULT_FLOAT, DEFAULT_INT, Tensor
+from staticgrad.tensor import DEFAULT_FLOAT, DEFAULT_INT, Array, Tensor
 
 Scalar = bool | int | float
 SUPPORTED_KINDS = "biuf"
@@ -24,13 +24,18 @@ def check_device(device: str | None) -> None:
         raise DeviceError(f"device: this release runs on 'cpu'; got {device!r}")
 
 
+def supports(dtype: DType) -> bool:
+    """Whether tensors may have this dtype."""
+    return dtype.kind in SUPPORTED_KINDS and dtype.itemsize <= 8 and dtype != np.float16
+
+
 def check_dtype(name: str, dtype: Any) -> DType:
     """`dtype` as a NumPy dtype, or DTypeError if staticgrad has no such dtype."""
     try:
         found = np.dtype(dtype)
     except TypeError:
         raise DTypeError(f"{name}: no such dtype: {dtype!r}") from None
-    if found.kind not in SUPPORTED_KINDS or found.itemsize > 8 or found == np.float16:
+    if not supports(found):
         raise DTypeError(f"{name}: dtypes are bool, int8 to int64, uint8 to uint64, float32 and float64; got {found}")
     native: DType = found.newbyteorder("=")
     return native
@@ -46,8 +51,14 @@ def as_operand(name: str, value: Any) -> Tensor | Scalar:
             return number
     if isinstance(value, np.ndarray):
         check_dtype(name, value.dtype)
-        return Tensor(value)
+        return wrapped(value)
     raise TypeError(f"{name}: operands are Tensors, NumPy arrays or numbers; got {type(value).__name__}")
+
+
+def wrapped(array: Array) -> Tensor:
+    """A Tensor that shares the storage of `array`; a capture takes note of it."""
+    array = array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+    return Tensor(array) if context.capture is None else context.capture.wrap(array)
 
 
 def common_dtype(name: str, operands: Sequence[Tensor | Scalar]) -> tuple[DType, bool]:

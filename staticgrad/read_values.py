@@ -14,10 +14,14 @@ import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
+from staticgrad.capture import Elements
 from staticgrad.side_effects import _CONTAINERS, _NUMBERS, _content, _is_object, _same, code_of, names_in
 from staticgrad.tensor import Tensor
 
-Reading = tuple[str, Callable[[], Any], object, object]  # what, how to read it, its owner, its name there
+Reading = tuple[str, Callable[[], Any], Any, str]  # what, how to read it, its owner, its name there
+CONTENT = "content"  # the name in the reading of an array's elements: to be watched where NumPy computes with them
 _MISSING = object()
 
 
@@ -76,10 +80,12 @@ def _walk(named: Sequence[tuple[str, Any]], names: _Names) -> Iterator[Reading]:
         if id(value) in seen or isinstance(value, Tensor):
             continue
         seen.add(id(value))
-        if isinstance(value, _CONTAINERS):
+        if isinstance(value, np.ndarray):
+            yield f"the content of the array {name!r}", functools.partial(Elements, value), value, CONTENT
+        elif isinstance(value, _CONTAINERS):
             yield f"the {type(value).__name__} {name!r}", functools.partial(_Items, value), value, "items"
             items = value.items() if isinstance(value, dict) else enumerate(value)
-            pending += [(f"{name}[{key!r}]", item) for key, item in items if _is_object(item)]
+            pending += [(f"{name}[{key!r}]", item) for key, item in items if not isinstance(item, _NUMBERS)]
         elif isinstance(value, tuple):
             pending += [(f"{name}[{i}]", item) for i, item in enumerate(value)]
         elif isinstance(value, functools.partial):

@@ -15,8 +15,8 @@ from staticgrad.capture import Argument, Binding, Capture, GradState, Guard, Hos
 from staticgrad.graph.errors import CaptureError, ShapeError
 from staticgrad.graph.node import DType, Graph, Node, Shape, Spec
 from staticgrad.graph.rewrite import rewrite
+from staticgrad.read_values import CONTENT, values_read
 from staticgrad.read_values import held as held_value
-from staticgrad.read_values import values_read
 from staticgrad.side_effects import Variable, Watch
 from staticgrad.tensor import Array, Tensor, escaped_error
 from staticgrad.tree import TreeDef, tree_flatten, tree_unflatten
@@ -115,8 +115,11 @@ def _watch_values(held: Capture, function: Any, watch: Watch, leaves: Sequence[A
     for variable in watch.variables():
         held.guard(f"the variable {variable.name!r}", functools.partial(_variable, variable), variable, "value")
     arguments = [(type(leaf).__name__, leaf) for leaf in leaves if is_static(leaf)]
-    for what, read, owner, name in values_read(function, [*watch.reached(), *arguments]):
-        held.guard(what, read, owner, name)
+    readings = values_read(function, [*watch.reached(), *arguments])
+    computed = held.uses_other_arrays([owner for _, _, owner, name in readings if name is CONTENT])
+    for what, read, owner, name in readings:
+        if name is not CONTENT or computed:  # an array itself is read by reference at each call
+            held.guard(what, read, owner, name)
 
 
 def _variable(variable: Variable) -> Any:
@@ -153,7 +156,7 @@ def _stand_ins(
             traced.append(value)
             continue
         weak = not isinstance(value, Tensor | np.ndarray)
-        spec = Spec((), number_dtype(value)) if weak else Spec(value.shape, value.dtype)
+        spec = Spec((), number_dtype(value)) if weak else Spec(value.shape, value.dtype.newbyteorder("="))
         node = held.argument(i, spec, path)
         tensor = Tensor(node)
         tensor._weak = weak or (isinstance(value, Tensor) and value._weak)
@@ -346,8 +349,11 @@ class Specialization:
         for gradient in captured.gradients:
             self._set_gradient(gradient, leaves, outputs)
         for argument, position in captured.written_arguments:
-            target = leaves[argument]
-            np.copyto(_as_array(target, outputs[position].dtype), outputs[position])
+            target: Any = leaves[argument]
+            if isinstance(target, Tensor):
+                target._version[0] += 1
+                target = target._value
+            np.copyto(target, outputs[position])
         return self._result(outputs, inputs)
 
     def _set_gradient(self, gradient: Gradient, leaves: Sequence[Any], outputs: list[Array]) -> None:
@@ -388,5 +394,5 @@ def _as_array(value: Any, dtype: DType) -> Array:
             raise escaped_error(array)
         return array
     if isinstance(value, np.ndarray):
-        return value
+        return value if value.dtype.isnative else value.astype(dtype)
     return np.array(value, dtype)

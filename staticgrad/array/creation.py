@@ -14,7 +14,7 @@ from staticgrad.graph.node import Shape
 from staticgrad.graph.ops import leaf
 from staticgrad.graph.ops.arithmetic import select
 from staticgrad.graph.ops.shape import broadcast_to, reshape
-from staticgrad.operands import check_device, check_dtype
+from staticgrad.operands import check_device, check_dtype, supports, wrapped
 from staticgrad.tensor import DEFAULT_FLOAT, DEFAULT_INT, Tensor
 
 
@@ -48,10 +48,12 @@ def asarray(obj: Any, /, *, dtype: Any = None, device: str | None = None, copy: 
         raise ValueError(
             f"asarray: {type(obj).__name__} of {array.dtype} to {wanted} needs a copy, copy=False forbids it"
         )
+    if shared and context.capture is not None and supports(array.dtype):
+        return wrapped(array).astype(wanted, copy=bool(copy))  # the conversion, too, is part of the program
     converted = array.astype(wanted, copy=bool(copy))
     if context.capture is not None and not shared:
         return Tensor(context.capture.constant(converted))
-    return Tensor(converted)
+    return wrapped(converted)
 
 
 def _array_of(obj: Any) -> np.ndarray[Any, Any]:

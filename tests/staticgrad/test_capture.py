@@ -164,6 +164,18 @@ def test_arguments_written_with_copy() -> None:
         assert static == dynamic
 
 
+def test_a_written_argument_counts_as_changed() -> None:
+    def function(x: Any) -> None:
+        x.copy_(x * 2)
+
+    for run in (function, sg.compile(function)):
+        weight, x = nn.Parameter(X.copy()), sg.asarray(X, copy=True)
+        product = sg.sum(weight * x)
+        run(x)
+        with pytest.raises(DerivativeError, match=r"backward: .*changed in place"):
+            product.backward()
+
+
 def test_an_argument_that_shares_memory_with_state() -> None:
     weight = sg.tensor([1.0, 2.0, 3.0])
 
@@ -486,3 +498,39 @@ def test_elements_of_state_that_the_function_has_written() -> None:
     with pytest.raises(TracedValueError, match=r"float\(\): this value is being captured.*test_capture"):
         sg.compile(function)(X)
     assert scale.item() == 2
+
+
+# ---------------------------------------------------------------- arrays that NumPy computes with
+
+
+def test_arrays_of_another_dtype_are_state_too() -> None:
+    array = np.arange(2.0)
+    compiled = sg.compile(lambda x: x + sg.asarray(array, dtype=np.float32) + sg.asarray(array).astype(np.float32))
+    for _ in range(2):
+        close(compiled(X), X + 2 * array)
+        array += 1
+    assert compiled.cache_info().misses == 1
+
+
+def test_what_numpy_makes_of_an_array_is_followed() -> None:
+    """NumPy's own arithmetic is no part of a program: a change of what it read compiles again."""
+    array, table, unused = np.ones(2, np.float32), {"w": [np.ones(2, np.float32)]}, np.ones(2)
+    compiled = sg.compile(lambda x: x * (2 * array) + table["w"][0] + np.eye(2, dtype=np.float32)[0])
+    for misses in (1, 2):
+        close(compiled(X), X * 2 * array + table["w"][0] + [1, 0])
+        close(compiled(X), X * 2 * array + table["w"][0] + [1, 0])
+        assert compiled.cache_info().misses == misses
+        array += 1
+        unused += 1
+    table["w"][0][0] = 7
+    close(compiled(X), X * 2 * array + table["w"][0] + [1, 0])
+    assert "the content of the array 'array' was [1. 1.], is [2. 2.]" in compiled.explain()
+
+
+def test_views_of_arrays_are_followed_without_compiling_again() -> None:
+    array = np.zeros((2, 2), np.float32)
+    compiled = sg.compile(lambda x: x + array[1] + array.T[:, 0])
+    for i in range(3):
+        array[:] = [[i, 10 * i], [100 * i, 1000 * i]]
+        close(compiled(X), X + array[1] + array.T[:, 0])
+    assert compiled.cache_info().misses == 1
