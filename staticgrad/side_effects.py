@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import dis
 import functools
+import pickle
+import random
 import types
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
+
+import numpy as np
 
 from staticgrad.graph.errors import CaptureError
 from staticgrad.graph.node import Node
@@ -21,6 +25,7 @@ from staticgrad.tensor import Tensor
 _CONTAINERS = (list, dict, set, deque)
 _NUMBERS = (bool, int, float, str, type(None))
 _DEPTH = 4
+_MOST = 20_000  # objects that are looked at: beyond that, a change goes unseen until the value is used
 
 
 class Variable:
@@ -135,6 +140,8 @@ class Watch:
         self._variables = [(v, v.read()) for v in variables(function)]
         self._containers: list[tuple[str, Any, Any]] = []
         self._attributes: list[tuple[str, Any, dict[str, Any]]] = []
+        found = [("numpy.random", np.random), ("random", random), *self.reached()]
+        self._generators = [(name, value, _state_of(value)) for name, value in found if _state_of(value) is not None]
         seen: set[int] = set()
         for variable, value in self._variables:
             self._note(variable.name, value, seen)
@@ -153,7 +160,7 @@ class Watch:
         pending = [(name, value)]
         while pending:
             name, value = pending.pop()
-            if id(value) in seen:
+            if id(value) in seen or len(seen) > _MOST:
                 continue
             seen.add(id(value))
             if isinstance(value, _CONTAINERS):
@@ -168,12 +175,24 @@ class Watch:
 
     def check(self) -> None:
         """Raise CaptureError, after putting back what was there, if anything has changed."""
+        self._check_generators()
         changes = [*self._changed_variables(), *self._changed_containers(), *self._changed_attributes()]
         if changes:
             raise CaptureError(
                 f"compile: the function changes {', '.join(changes)}; a compiled function runs without Python, so this "
                 "would happen once and never again. Return the value from the function, keep it in a Tensor (copy_), "
                 "or move the line out of the compiled function"
+            )
+
+    def _check_generators(self) -> None:
+        drawn = [entry for entry in self._generators if not _same_state(_state_of(entry[1]), entry[2])]
+        for _, generator, before in drawn:
+            _restore_state(generator, before)
+        if drawn:
+            raise CaptureError(
+                f"compile: the function draws from {', '.join(name for name, *_ in drawn)}; a compiled function runs "
+                "without Python, so it would use the same numbers in every call. Draw with sg.random, or pass the "
+                "numbers as an argument"
             )
 
     def _changed_variables(self) -> list[str]:
@@ -211,6 +230,28 @@ class Watch:
 
 
 _MISSING = object()
+
+
+def _state_of(generator: Any) -> Any:
+    """The state of a random generator of Python or NumPy, None for everything else."""
+    if isinstance(generator, np.random.Generator):
+        return generator.bit_generator.state
+    if generator is np.random or isinstance(generator, np.random.RandomState):
+        return generator.get_state()
+    return generator.getstate() if generator is random or type(generator) is random.Random else None
+
+
+def _same_state(now: Any, before: Any) -> bool:
+    return pickle.dumps(now) == pickle.dumps(before)
+
+
+def _restore_state(generator: Any, state: Any) -> None:
+    if isinstance(generator, np.random.Generator):
+        generator.bit_generator.state = state
+    elif generator is np.random or isinstance(generator, np.random.RandomState):
+        generator.set_state(state)
+    else:
+        generator.setstate(state)
 
 
 def _equal(value: Any, old: Any) -> bool:

@@ -294,10 +294,12 @@ class Specialization:
         inputs = inputs_of_call(self, leaves, arrays) if self._live else None
         given = self._contiguous(arrays)
         outputs = self._outputs()
-        self.program.run(given, outputs)
-        for i in self._updated:
-            if given[i] is not arrays[i]:
-                np.copyto(arrays[i], given[i])
+        try:
+            self.program.run(given, outputs)
+        finally:  # also when Ctrl-C comes as the native call returns: a step is whole or has not been
+            for i in self._updated:
+                if given[i] is not arrays[i]:
+                    np.copyto(arrays[i], given[i])
         self.calls += 1
         return self.commit(leaves, outputs, inputs)
 

@@ -286,25 +286,46 @@ def test_an_interrupt_between_or_in_steps_leaves_whole_steps(mode: Any) -> None:
     assert content(state) == states[3]
 
 
-def test_an_interrupt_inside_a_call_of_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Raised as Python raises it, when the native call has returned: the step is whole, and the next one works."""
-    step, state = training()
-    run = sg.compile(step)
-    run(X, np.array([0, 1]))
-    program = type(run.last.program)
-    native = program.run
-    before = content(state)
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_an_interrupt_around_the_native_call(monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+    """Python raises it right before or right after the native call: the state is that of a whole number of steps.
 
-    def interrupted(self: Any, *arguments: Any) -> None:
-        raise KeyboardInterrupt
+    One parameter has a storage that is not contiguous, on a copy of which the program works.
+    """
+    found = []
+    for interrupts in (False, True):
+        weight = sg.asarray(np.ones((3, 2), np.float32).T).requires_grad_()
+        opt = optim.Adam([weight], lr=0.1)
 
-    monkeypatch.setattr(program, "run", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        run(X, np.array([0, 1]))
-    assert content(state) == before
-    monkeypatch.setattr(program, "run", native)
-    run(X, np.array([0, 1]))
-    assert content(state) != before
+        @sg.compile
+        def step(x: Any, weight: Any = weight, opt: Any = opt) -> Any:
+            loss = sg.sum((weight * x) ** 2)
+            opt.zero_grad()
+            loss.backward()
+            opt.step()
+            return loss
+
+        state = [weight.detach(), *opt.state[weight].values()]
+        step(X)
+        states = [content(state)]
+        native = type(step.last.program).run
+
+        def interrupted(self: Any, *arguments: Any, native: Any = native) -> None:
+            if when == "after":
+                native(self, *arguments)
+            raise KeyboardInterrupt
+
+        if interrupts:
+            with monkeypatch.context() as patch:
+                patch.setattr(type(step.last.program), "run", interrupted)
+                with pytest.raises(KeyboardInterrupt):
+                    step(X)
+        elif when == "after":
+            step(X)
+        states.append(content(state))
+        step(X)
+        found.append([*states, content(state)])
+    assert found[0] == found[1]
 
 
 # ---------------------------------------------------------------- files

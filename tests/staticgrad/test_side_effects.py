@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import types
 from collections import deque
 from collections.abc import Callable
@@ -255,3 +256,28 @@ def test_an_error_inside_is_passed_on_with_its_line() -> None:
     with pytest.raises(LookupError, match="no such thing") as caught:
         sg.compile(function)(X)
     assert caught.traceback[-1].path.name == "test_side_effects.py"
+
+
+@pytest.mark.parametrize(
+    ("name", "draw"),
+    [
+        ("numpy.random", lambda rng: np.random.standard_normal(2)),
+        ("random", lambda rng: random.random()),
+        ("rng", lambda rng: rng.standard_normal(2)),
+    ],
+)
+def test_random_numbers_of_others(name: str, draw: Callable[[Any], Any]) -> None:
+    """They would be drawn once, when the function is captured; the generators go on as if it had not been called."""
+    rng = np.random.default_rng(0)
+
+    def function(x: Any) -> Any:
+        return x + draw(rng)
+
+    before = np.random.get_state()[1].copy(), random.getstate(), rng.bit_generator.state  # type: ignore[index, union-attr]
+    with pytest.raises(
+        CaptureError, match=rf"compile: the function draws from {name}; .*Draw with sg\.random, or pass"
+    ):
+        sg.compile(function)(X)
+    after = np.random.get_state()[1], random.getstate(), rng.bit_generator.state  # type: ignore[index]
+    np.testing.assert_array_equal(after[0], before[0])
+    assert after[1:] == before[1:]
