@@ -135,7 +135,7 @@ def analyse(members: Sequence[Member]) -> Structure | None:
     if len(found) > 1:
         return None
     rows = found.pop() if found else (1 if _whole_is_a_row(members, inside, size) else None)
-    if rows is not None and size % rows:
+    if rows is not None and (rows == 0 or size % rows):  # an empty row beside elements: no common rows
         return None
     level = _levels(members, inside, size, rows)
     if level is None or not _readable(members, level, size, rows):
