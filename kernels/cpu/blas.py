@@ -4,6 +4,8 @@
 `scipy.linalg`, over 100 ms. The same routines can be looked up through the dynamic loader in about a millisecond:
 opening the extension file maps the BLAS it is linked to. SciPy's own wheels prefix the names with `scipy_`, other
 builds do not. Where neither name is found, the published pointers are used.
+
+OpenBLAS also says, and can be told, how many threads it uses; the driver turns them off around small products.
 """
 
 from __future__ import annotations
@@ -16,13 +18,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from staticgrad.kernels.cpu.driver import GET_THREADS, SET_THREADS
+
 _ROUTINES = {f"staticgrad_{name}": name for name in ("sgemm", "dgemm", "sgemv", "dgemv")}
 
 
 @cache
 def addresses() -> dict[str, int]:
     """The address of each BLAS routine by the symbol that the driver uses for it."""
-    return _from_loader() or _from_scipy()
+    return {**(_from_loader() or _from_scipy()), **_threads()}
 
 
 @cache
@@ -48,6 +52,21 @@ def _from_loader() -> dict[str, int] | None:
         except AttributeError:
             continue
     return None
+
+
+def _threads() -> dict[str, int]:
+    """The functions that ask for and set BLAS's number of threads; where there are none, ones that answer 0."""
+    path = _extension_path()
+    try:
+        library = ctypes.CDLL(str(path) if path is not None and sys.platform == "linux" else None)
+        for prefix in ("scipy_openblas", "openblas"):
+            if hasattr(library, f"{prefix}_set_num_threads"):
+                get, put = library[f"{prefix}_get_num_threads"], library[f"{prefix}_set_num_threads"]
+                return {GET_THREADS: _address(get), SET_THREADS: _address(put)}
+    except OSError:
+        pass
+    harmless = _address(ctypes.CDLL(None).sched_yield)  # takes nothing, answers 0: fewer than two threads to turn off
+    return {GET_THREADS: harmless, SET_THREADS: harmless}
 
 
 def _extension_path() -> Path | None:

@@ -14,7 +14,11 @@ from dataclasses import dataclass
 ENTRY = "staticgrad_step"
 GEMM_SYMBOL = {"float32": "staticgrad_sgemm", "float64": "staticgrad_dgemm"}
 GEMV_SYMBOL = {"float32": "staticgrad_sgemv", "float64": "staticgrad_dgemv"}
-BLAS_SYMBOLS = frozenset((*GEMM_SYMBOL.values(), *GEMV_SYMBOL.values()))
+GET_THREADS, SET_THREADS = "staticgrad_get_threads", "staticgrad_set_threads"
+BLAS_SYMBOLS = frozenset((*GEMM_SYMBOL.values(), *GEMV_SYMBOL.values(), GET_THREADS, SET_THREADS))
+# OpenBLAS takes all its threads from 2**19 multiplications on, which last 6 µs on one core: less than it takes to wake
+# the others. Below this many, 50 µs, a product runs on one thread.
+THREADS_FROM = 2**22
 # From here on OpenBLAS's gemv is up to four times faster than its gemm on a vector; below, gemm starts a little faster.
 GEMV_FROM = 2**18
 STEPS_PER_FUNCTION = 256  # one huge basic block makes LLVM's code generation slower than linear
@@ -110,7 +114,7 @@ def driver_ir(steps: Sequence[Step], symbol: str = ENTRY) -> str:
     Long programs are cut into functions of `STEPS_PER_FUNCTION` steps, so that compile time stays linear.
     Raises ValueError when a step makes no sense: a negative offset or size, a matrix larger than BLAS can address.
     """
-    writer = _Writer()
+    writer = _Writer(threads=any(isinstance(step, Gemm) and not _is_large(step) for step in steps))
     parts: list[str | Check] = []
     for chunk in _chunks(steps):
         if isinstance(chunk, Check):
@@ -141,20 +145,25 @@ def _chunks(steps: Sequence[Step]) -> Iterator[list[Step] | Check]:
 class _Writer:
     """Collects functions, the constants that BLAS takes by address, and the declarations they need."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, threads: bool) -> None:
         self.lines: list[str] = []
+        self._threads = threads  # BLAS runs on one thread, but for large products
         self._constants: dict[tuple[str, str], str] = {}
         self._declarations: dict[str, str] = {}
         self._values = 0
 
     def function(self, symbol: str, linkage: str, steps: Iterable[Step]) -> None:
         self.lines.append(
-            f"define {linkage}void @{symbol}(ptr noalias %arena, ptr noalias readonly %table) noinline {{"
+            f"define {linkage}void @{symbol}(ptr noalias %arena, ptr noalias readonly %table, i32 %threads) noinline {{"
         )
         for step in steps:
             match step:
                 case KernelCall():
                     self._kernel_call(step)
+                case Gemm() if self._threads and _is_large(step):
+                    self.lines.append(f"  call void @{SET_THREADS}(i32 %threads)")
+                    self._gemm(step)
+                    self.lines.append(f"  call void @{SET_THREADS}(i32 1)")
                 case Gemm():
                     self._gemm(step)
                 case Fill():
@@ -165,15 +174,27 @@ class _Writer:
 
     def entry(self, symbol: str, parts: Iterable[str | Check]) -> None:
         """The function that calls the parts in order and leaves at the first check that fails."""
-        self.lines.append(f"define void @{symbol}(ptr %arena, ptr %table) {{")
+        self.lines += [f"define void @{symbol}(ptr %arena, ptr %table) {{", "entry:"]
+        if self._threads:
+            get, put = f"@{GET_THREADS}", f"@{SET_THREADS}"
+            self._declare(get, f"declare i32 {get}()")
+            self._declare(put, f"declare void {put}(i32)")
+            self.lines += [f"  %threads = call i32 {get}()", "  %many = icmp sgt i32 %threads, 1"]
+            self.lines += ["  br i1 %many, label %one, label %start", "one:", f"  call void {put}(i32 1)"]
+            self.lines += ["  br label %start", "start:"]
+        threads = "%threads" if self._threads else "0"
         for number, part in enumerate(parts):
             if isinstance(part, str):
-                self.lines.append(f"  call void @{part}(ptr %arena, ptr %table)")
+                self.lines.append(f"  call void @{part}(ptr %arena, ptr %table, i32 {threads})")
                 continue
             status = self._emit(f"load i64, ptr {self._address(part.status)}, align 8")
             failed = self._emit(f"icmp ne i64 {status}, 0")
             self.lines += [f"  br i1 {failed}, label %exit, label %next{number}", f"next{number}:"]
-        self.lines += ["  br label %exit", "exit:", "  ret void", "}"]
+        self.lines += ["  br label %exit", "exit:"]
+        if self._threads:
+            self.lines += ["  br i1 %many, label %all, label %end", "all:"]
+            self.lines += [f"  call void @{SET_THREADS}(i32 %threads)", "  br label %end", "end:"]
+        self.lines += ["  ret void", "}"]
 
     def text(self) -> str:
         constants = [
@@ -305,6 +326,10 @@ class _Writer:
         if dtype == "float32":
             value = struct.unpack("<f", struct.pack("<f", value))[0]
         return self._constant({"float32": "float", "float64": "double"}[dtype], _hexadecimal(value))
+
+
+def _is_large(step: Gemm) -> bool:
+    return step.m * step.n * step.k >= THREADS_FROM
 
 
 def _pointers(values: Iterable[str]) -> str:

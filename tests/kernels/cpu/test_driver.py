@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from staticgrad.kernels.cpu import blas, native
 from staticgrad.kernels.cpu.driver import (
+    GET_THREADS,
+    SET_THREADS,
     STEPS_PER_FUNCTION,
     Arena,
     Argument,
@@ -181,7 +183,7 @@ def test_steps_are_plain_data():
 def test_the_loader_and_scipy_give_the_same_product():
     """Both ways to BLAS are kept working: the fast look-up and the pointers SciPy publishes."""
     scipy = blas._from_scipy()
-    assert scipy.keys() == blas.addresses().keys()
+    assert scipy.keys() | {GET_THREADS, SET_THREADS} == blas.addresses().keys()
     signature = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 13)
     a = np.arange(4, dtype=np.float64)
     for addresses in (scipy, blas.addresses()):
@@ -193,3 +195,33 @@ def test_the_loader_and_scipy_give_the_same_product():
             *(ctypes.addressof(p) if p is flag else p for p in pointers), zero.ctypes.data, out.ctypes.data, size
         )
         np.testing.assert_array_equal(out.reshape(2, 2), a.reshape(2, 2) @ a.reshape(2, 2))
+
+
+@pytest.mark.parametrize(("size", "expected"), [(8, 1), (200, "all")])
+def test_small_products_run_on_one_thread_and_the_setting_comes_back(size, expected):
+    addresses = blas.addresses()
+    get = ctypes.CFUNCTYPE(ctypes.c_int)(addresses[GET_THREADS])
+    put = ctypes.CFUNCTYPE(None, ctypes.c_int)(addresses[SET_THREADS])
+    if "openblas" not in str(scipy_build()):
+        pytest.skip("this BLAS does not say how many threads it uses")
+    before = get()
+    put(2)
+    try:
+        ir = driver_ir([Gemm("float32", size, size, size, False, False, *[Arena(0)] * 3, size, size, size)])
+        assert (f"@{SET_THREADS}(i32 1)" in ir) == (expected == 1)
+        a, b = np.full((8, 8), 2.0, np.float32), np.eye(8, dtype=np.float32)
+        out = np.zeros((8, 8), np.float32)
+        table = np.array([a.ctypes.data, b.ctypes.data, out.ctypes.data], np.uint64)
+        operands = (Argument(0), Argument(1), Argument(2))
+        step = native.load(native.build({}, [Gemm("float32", 8, 8, 8, False, False, *operands, 8, 8, 8)]))
+        step(0, table.ctypes.data)
+        np.testing.assert_array_equal(out, a)
+        assert get() == 2
+    finally:
+        put(before)
+
+
+def scipy_build():
+    import scipy
+
+    return scipy.show_config(mode="dicts")["Build Dependencies"]["blas"]["name"]
