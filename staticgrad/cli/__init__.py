@@ -1,0 +1,50 @@
+"""The command line: `staticgrad train | compare | inspect | doctor | cache`, one file for each."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from staticgrad.cli import cache, compare, doctor, inspect, train
+from staticgrad.cli.messages import CommandError
+
+_COMMANDS = {"train": train, "compare": compare, "inspect": inspect, "doctor": doctor, "cache": cache}
+INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    top = argparse.ArgumentParser(prog="staticgrad", description="Train and look at static programs.")
+    commands = top.add_subparsers(dest="command", required=True, metavar="command")
+    for name, module in _COMMANDS.items():
+        summary = (module.__doc__ or "").splitlines()[0]
+        formatter = argparse.ArgumentDefaultsHelpFormatter
+        command = commands.add_parser(name, help=summary, description=module.__doc__, formatter_class=formatter)
+        module.add_arguments(command)
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0, 1 for a failure, 2 for wrong usage, 130 after Ctrl-C."""
+    try:
+        options = parser().parse_args(argv)
+    except SystemExit as stop:  # argparse has written what is wrong
+        return int(stop.code or 0)
+    try:
+        return int(_COMMANDS[options.command].run(options))
+    except KeyboardInterrupt:
+        print("staticgrad: stopped", file=sys.stderr)
+        return INTERRUPTED
+    except CommandError as error:
+        print(f"staticgrad {options.command}: {error}", file=sys.stderr)
+        return error.code
+    except (OSError, ValueError, TypeError) as error:
+        print(f"staticgrad {options.command}: {_described(error)}", file=sys.stderr)
+        return 1
+
+
+def _described(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)

@@ -1,0 +1,86 @@
+"""Say what this machine offers: processor, BLAS, versions, cache and optional packages."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+from typing import Any
+
+from staticgrad.cli.cache import describe
+
+_REQUIRED = ("numpy", "numba", "llvmlite", "scipy", "safetensors")
+_OPTIONAL = {"tqdm": "cli", "matplotlib": "viz"}
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """The options of `staticgrad doctor`."""
+    command.add_argument("--json", action="store_true", help="as JSON")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the findings; the exit code is 1 if something that staticgrad needs is missing."""
+    found = examine()
+    if options.json:
+        print(json.dumps(found, indent=2))
+    else:
+        width = max(len(name) for name in found)
+        for name, value in found.items():
+            print(f"{name:<{width}}  {', '.join(value) if isinstance(value, list) else value}")
+    return 1 if found["missing"] else 0
+
+
+def examine() -> dict[str, Any]:
+    """The findings by name."""
+    versions = {name: _version(name) for name in _REQUIRED}
+    missing = [name for name, version in versions.items() if version is None]
+    found: dict[str, Any] = {
+        "staticgrad": _version("staticgrad") or "not installed",
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        **{name: version or "missing" for name, version in versions.items()},
+        "missing": missing,
+    }
+    if "llvmlite" not in missing:
+        found |= _processor()
+    if "scipy" not in missing:
+        found["BLAS"] = _blas()
+    from staticgrad.kernels.cache import default_cache
+
+    found["cache"] = describe(default_cache().info()).removeprefix("cache: ")
+    for name, extra in _OPTIONAL.items():
+        found[name] = _version(name) or f'not installed (pip install "staticgrad[{extra}]")'
+    found["CUDA"] = "this release runs on the CPU"
+    return found
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> dict[str, Any]:
+    import llvmlite.binding as llvm
+
+    features = llvm.get_host_cpu_features()
+    wide = [name for name in ("sse4.2", "avx", "avx2", "fma", "avx512f", "neon", "sve") if features.get(name)]
+    return {"processor": llvm.get_host_cpu_name(), "vector instructions": wide or ["none known"]}
+
+
+def _blas() -> str:
+    from staticgrad.kernels.cpu import blas
+
+    try:
+        blas.addresses()
+    except (ImportError, OSError, KeyError) as error:
+        return f"not found in SciPy: {error}"
+    import scipy
+
+    built = scipy.show_config(mode="dicts")["Build Dependencies"]["blas"]
+    return f"{built.get('name', 'unknown')} {built.get('version', '')}".strip()
