@@ -100,7 +100,8 @@ def names_in(code: types.CodeType) -> tuple[frozenset[str], frozenset[str]]:
 
 
 def _is_library(function: Any) -> bool:
-    return str(getattr(function, "__module__", "")).split(".")[0] in ("staticgrad", "numpy")
+    module = str(getattr(function, "__module__", ""))
+    return module.split(".")[0] in ("staticgrad", "numpy") and not module.startswith("staticgrad.cli")
 
 
 def _cells(function: Any) -> Iterator[Variable]:

@@ -38,8 +38,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--data", type=Path, help="folder of IDX files named as MNIST's; the packaged digits if absent"
     )
-    command.add_argument("--hidden", type=numbers, help="widths of the hidden layers (128; with --data 256)")
-    command.add_argument("--epochs", type=positive, help="passes over the training set (60; with --data 10)")
+    command.add_argument("--hidden", type=numbers, default=[256], help="widths of the hidden layers")
+    command.add_argument("--epochs", type=positive, help="passes over the training set (60; with --data 20)")
     command.add_argument("--batch-size", type=positive, default=64, help="images in a step")
     command.add_argument("--lr", type=rate, default=2e-3, help="learning rate at the start; it falls to 0 as a cosine")
     command.add_argument("--optimizer", choices=sorted(OPTIMIZERS), default="adam", help="the optimizer")
@@ -117,14 +117,14 @@ class Trainer:
     def __init__(self, images: Images, options: argparse.Namespace, mode: str) -> None:
         self.images = images
         self.batch_size = options.batch_size
-        self.epochs = options.epochs or (10 if options.data else 60)
+        self.epochs = options.epochs or (20 if options.data else 60)
         self.seed = options.seed
         self.outcome = Outcome(mode)
         if self.batch_size > len(images.train):
             raise CommandError(f"--batch-size {self.batch_size} is more than the {len(images.train)} images", code=2)
         sg.random.manual_seed(options.seed)
         classes = int(images.train_labels.max()) + 1
-        widths = [images.train.shape[1], *(options.hidden or ([256] if options.data else [128])), classes]
+        widths = [images.train.shape[1], *options.hidden, classes]
         self.model = perceptron(widths)
         self.optimizer = OPTIMIZERS[options.optimizer](self.model.parameters(), lr=options.lr)
         self.steps = len(images.train) // self.batch_size
