@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 import staticgrad as sg
 from staticgrad.cli import parser
 from staticgrad.cli.train import Trainer, load_images

@@ -25,12 +25,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from staticgrad.kernels.cpu import program
 
 import staticgrad as sg
 from benchmarks import graphs_page
 from staticgrad import nn
 from staticgrad.comparison import Comparison
+from staticgrad.kernels.cpu import program
 
 RESULTS = Path(__file__).parent / "results" / "graphs.json"
 HIDDEN_LAYERS, CLASSES = 3, 10

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from staticgrad.graph.offsets import check_offsets, height, lower_bound, plan_offsets
 
 Interval = tuple[int, int, int]

@@ -18,15 +18,15 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+
+import staticgrad as sg
+from staticgrad.capture import Capture
+from staticgrad.collector import collection_paused
 from staticgrad.graph.fusion import fuse
 from staticgrad.graph.node import Graph, Spec
 from staticgrad.graph.plan import make_plan
 from staticgrad.graph.rewrite import rewrite
 from staticgrad.graph.schedule import order
-
-import staticgrad as sg
-from staticgrad.capture import Capture
-from staticgrad.collector import collection_paused
 from staticgrad.tensor import Tensor
 
 RESULTS = Path(__file__).parent / "results" / "scale.json"

@@ -18,6 +18,7 @@ from typing import Any
 import mpmath as mp
 import numpy as np
 from numba import njit, types
+
 from staticgrad.graph.ops import numpy_math
 from staticgrad.kernels.cpu import vector_math
 

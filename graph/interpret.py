@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
 from staticgrad.graph.errors import GraphError
 from staticgrad.graph.node import Graph, Node
 from staticgrad.graph.ops.leaf import graph_input

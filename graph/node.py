@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
 from staticgrad.graph.location import UNKNOWN, Location
 
 if TYPE_CHECKING:

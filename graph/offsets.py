@@ -15,6 +15,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 
 import numpy as np
+
 from staticgrad.graph.placements import LIMIT, Blocks, Interval, Valleys, best_fit, events_in_time, sweep, two_stacks
 
 __all__ = ["check_offsets", "height", "lower_bound", "plan_offsets"]

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+
 from staticgrad.graph.errors import DTypeError, ShapeError
 from staticgrad.graph.node import DType, Shape, Spec
 

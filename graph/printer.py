@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+
 from staticgrad.graph.location import UNKNOWN
 from staticgrad.graph.node import Graph, Node
 from staticgrad.graph.ops.leaf import Value, constant

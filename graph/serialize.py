@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
 from staticgrad.graph.errors import FileFormatError, StaticgradError
 from staticgrad.graph.location import Location
 from staticgrad.graph.node import DType, Graph, Node

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 import numpy as np
+
 from staticgrad.graph.members import ARGUMENTS, Access, Member
 from staticgrad.graph.node import Node
 from staticgrad.graph.views import Layout, boundaries, collapse, nested, split

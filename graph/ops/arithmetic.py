@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import numpy as np
+
 from staticgrad.graph.errors import DTypeError, ShapeError
 from staticgrad.graph.op import ZERO, ErrorSample, Interval, NotDifferentiable, Sample, elementwise
 from staticgrad.graph.ops import numpy_math as vm

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+
 from staticgrad.graph.errors import DTypeError, ShapeError
 from staticgrad.graph.node import Spec
 from staticgrad.graph.op import ErrorSample, Sample, broadcast_shapes, require_dtype, structural

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+
 from staticgrad.graph.errors import DTypeError, IndexRangeError, ShapeError
 from staticgrad.graph.node import Node, Shape, Spec
 from staticgrad.graph.op import ErrorSample, NotDifferentiable, Sample, require_dtype, structural

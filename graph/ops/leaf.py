@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
 from staticgrad.graph.node import DType, Shape, Spec
 from staticgrad.graph.op import structural
 

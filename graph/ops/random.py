@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+
 from staticgrad.graph.errors import DTypeError, ShapeError
 from staticgrad.graph.op import ErrorSample, NotDifferentiable, Sample, elementwise
 from staticgrad.graph.ops import numpy_math as vm

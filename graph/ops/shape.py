@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+
 from staticgrad.graph.errors import DTypeError, ShapeError
 from staticgrad.graph.node import Shape, Spec
 from staticgrad.graph.op import ErrorSample, Sample, structural

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+
 from staticgrad.graph.node import Node
 from staticgrad.graph.ops.arithmetic import add, div, mul, neg, sub
 from staticgrad.graph.ops.transcendental import reciprocal, square

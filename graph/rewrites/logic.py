@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+
 from staticgrad.graph.node import DType, Node
 from staticgrad.graph.ops.arithmetic import cast, equal, logical_not, not_equal, select
 from staticgrad.graph.rewrites.rewriter import Rewriter, uniform

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import numpy as np
+
 from staticgrad.graph.node import Node
 from staticgrad.graph.ops.arithmetic import mul
 from staticgrad.graph.rewrites.rewriter import Rewriter, is_floating, uniform

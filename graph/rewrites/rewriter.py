@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
 from staticgrad.graph.node import DType, Graph, Node, Shape
 from staticgrad.graph.op import Op
 from staticgrad.graph.ops.leaf import Value, constant, graph_input

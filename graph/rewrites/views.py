@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+
 from staticgrad.graph.node import Node, Shape
 from staticgrad.graph.ops.leaf import constant
 from staticgrad.graph.ops.shape import broadcast_to, concat, embed, permute_dims, reshape, slice_

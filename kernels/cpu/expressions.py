@@ -16,6 +16,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+
 from staticgrad.graph.node import DType, Node
 from staticgrad.graph.op import Op
 

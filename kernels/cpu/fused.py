@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
 from staticgrad.graph.members import ARGUMENTS, Access, Member
 from staticgrad.graph.node import DType, Node
 from staticgrad.graph.structure import Level, Structure

@@ -63,6 +63,7 @@ def kernel_llvm(kernel: Kernel) -> str:
 def _names() -> Mapping[str, Any]:
     """What a kernel's source may use: the dtypes, the vector maths, the steps of reductions, checked indices."""
     import numba
+
     from staticgrad.kernels.cpu import accumulate, vector_math
     from staticgrad.kernels.cpu.checked_index import checked_index, checked_position
 

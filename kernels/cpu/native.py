@@ -21,10 +21,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from staticgrad import graph
 from staticgrad.kernels.cpu import blas
 from staticgrad.kernels.cpu.driver import BLAS_SYMBOLS, ENTRY, KernelCall, Step, driver_ir
-
-from staticgrad import graph
 
 FORMAT_VERSION = 1
 _MAGIC = b"SGOBJECT"

@@ -39,6 +39,7 @@ from numba.core.typed_passes import (
 )
 from numba.core.untyped_passes import FixupArgs, IRProcessing, ReconstructSSA, TranslateByteCode
 from numba.np.numpy_support import from_dtype
+
 from staticgrad.kernels.cpu.native import compile_count, llvm_lock, optimised, record_compile
 
 __all__ = ["FASTMATH", "compile_count", "kernel_ir"]

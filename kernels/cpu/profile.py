@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+
 from staticgrad.kernels.cache import DiskCache
 from staticgrad.kernels.cpu import native
 from staticgrad.kernels.cpu.driver import Argument, KernelCall, Step

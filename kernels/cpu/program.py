@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+
 from staticgrad.graph.errors import FileFormatError, IndexRangeError
 from staticgrad.graph.fusion import fuse
 from staticgrad.graph.node import Graph, Node

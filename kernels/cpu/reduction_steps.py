@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+
 from staticgrad.graph.node import DType, Node
 from staticgrad.kernels.cpu.expressions import BOOL, literal
 

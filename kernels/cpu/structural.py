@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
+
 from staticgrad.graph.fusion import stored_operand
 from staticgrad.graph.members import Members
 from staticgrad.graph.node import Node

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
+
 from staticgrad.graph.location import UNKNOWN, Location
 from staticgrad.graph.node import Graph, Node
 from staticgrad.graph.op import registry

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from staticgrad.graph.errors import DTypeError, StaticgradError
-from staticgrad.graph.node import Spec
-from staticgrad.graph.op import NotImplementedRule, Op, registry
 
 import staticgrad as sg
 from staticgrad.autograd import gradcheck, gradgradcheck
+from staticgrad.graph.errors import DTypeError, StaticgradError
+from staticgrad.graph.node import Spec
+from staticgrad.graph.op import NotImplementedRule, Op, registry
 from staticgrad.tensor import Tensor
 
 Array = np.ndarray[Any, Any]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+
 from staticgrad.graph.group import Group
 from staticgrad.graph.interpret import evaluate
 from staticgrad.graph.node import Graph, Node

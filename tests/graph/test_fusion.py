@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from builder import Builder, graphs
 from hypothesis import given
+
 from staticgrad.graph.fusion import MAX_NODES, fuse
 from staticgrad.graph.group import Group
 from staticgrad.graph.lifetimes import find_uses

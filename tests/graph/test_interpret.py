@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from builder import Builder
+
 from staticgrad.graph.errors import GraphError, IndexRangeError
 from staticgrad.graph.interpret import interpret
 from staticgrad.graph.location import Location

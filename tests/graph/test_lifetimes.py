@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from builder import Builder
 from plan_replay import single, singles
+
 from staticgrad.graph.errors import GraphError
 from staticgrad.graph.group import Group
 from staticgrad.graph.lifetimes import Buffer, Place, aligned, assign_storage, lifetimes

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from staticgrad.graph.offsets import check_offsets, height, lower_bound, plan_offsets
 
 Interval = tuple[int, int, int]

@@ -12,6 +12,7 @@ from builder import Builder, arrays_for, graphs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plan_replay import execute, single, singles
+
 from staticgrad.graph.errors import GraphError
 from staticgrad.graph.fusion import fuse
 from staticgrad.graph.group import Group

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from builder import Builder
+
 from staticgrad.graph.location import Location
 from staticgrad.graph.printer import format_graph
 

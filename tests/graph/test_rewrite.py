@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from builder import SPECIAL, Builder, Choice, arrays_for, graphs
 from hypothesis import assume, given, settings
+
 from staticgrad.graph.interpret import interpret
 from staticgrad.graph.location import Location
 from staticgrad.graph.node import Graph, Node

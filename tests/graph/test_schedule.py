@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from builder import Builder
 from plan_replay import single, singles
+
 from staticgrad.graph.group import Group
 from staticgrad.graph.node import Graph, Node
 from staticgrad.graph.plan import Place, make_plan

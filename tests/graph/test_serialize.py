@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from builder import Builder, arrays_for, graphs
 from hypothesis import given, settings
+
 from staticgrad.graph.errors import FileFormatError
 from staticgrad.graph.interpret import interpret
 from staticgrad.graph.location import Location

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from builder import Builder, graphs
 from hypothesis import given
+
 from staticgrad.graph import fusion
 from staticgrad.graph.fusion import MAX_NODES, MAX_READS, fuse
 from staticgrad.graph.group import Group

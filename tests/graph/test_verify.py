@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from builder import Builder
+
 from staticgrad.graph.errors import GraphError
 from staticgrad.graph.location import Location
 from staticgrad.graph.node import Graph, Node

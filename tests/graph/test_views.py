@@ -7,6 +7,7 @@ import pytest
 from builder import Builder
 from hypothesis import given
 from hypothesis import strategies as st
+
 from staticgrad.graph.members import Members
 from staticgrad.graph.node import Node
 from staticgrad.graph.views import boundaries, collapse, contiguous_strides, is_copy, nested, resolve, split

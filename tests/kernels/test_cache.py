@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from staticgrad.kernels import cache as cache_module
 from staticgrad.kernels.cache import (
     DiskCache,

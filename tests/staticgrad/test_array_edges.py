@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from staticgrad.graph.errors import CaptureError, DeviceError, DTypeError, IndexRangeError, ShapeError, StaticgradError
 
 import staticgrad as sg
 from staticgrad.autograd import gradcheck, gradgradcheck
+from staticgrad.graph.errors import CaptureError, DeviceError, DTypeError, IndexRangeError, ShapeError, StaticgradError
 from staticgrad.tensor import Tensor
 
 X = (np.arange(24.0).reshape(2, 3, 4) * 7 % 24) / 9 - 1.05

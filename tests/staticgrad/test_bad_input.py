@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+import staticgrad as sg
+from staticgrad import data, nn, optim
 from staticgrad.graph.errors import (
     DeviceError,
     DTypeError,
@@ -17,9 +20,6 @@ from staticgrad.graph.errors import (
     StaticgradError,
     TracedValueError,
 )
-
-import staticgrad as sg
-from staticgrad import data, nn, optim
 
 X = np.ones((2, 3), np.float32)
 LINEAR = nn.Linear(4, 2)

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from staticgrad.graph.errors import CaptureError, DerivativeError
 
 import staticgrad as sg
 from staticgrad import nn, optim
+from staticgrad.graph.errors import CaptureError, DerivativeError
 
 X = np.array([1.0, 2.0], np.float32)
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from staticgrad.graph.errors import NumericError
 
 import staticgrad as sg
 from staticgrad import check, nn, optim
+from staticgrad.graph.errors import NumericError
 
 
 def training(**options: Any) -> tuple[Any, Any, Any]:

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from staticgrad.graph.errors import CaptureError, DTypeError, RecompileLimitError, ShapeError
 
 import staticgrad as sg
 from staticgrad import nn, optim
+from staticgrad.graph.errors import CaptureError, DTypeError, RecompileLimitError, ShapeError
 
 X = np.array([1.0, 2.0], np.float32)
 

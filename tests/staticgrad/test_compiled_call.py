@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from staticgrad.graph.errors import DerivativeError
 
 import staticgrad as sg
 from staticgrad import nn
+from staticgrad.graph.errors import DerivativeError
 
 X = np.array([0.5, -1.0, 2.0])
 

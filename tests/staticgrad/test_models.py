@@ -13,6 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 from models import MODELS, Model, Residual, Trial, adam, cross_entropy, labels, trial
+
+import staticgrad as sg
+from staticgrad import nn
+from staticgrad.compile import CompiledFunction
 from staticgrad.graph.errors import GraphError
 from staticgrad.graph.node import Graph
 from staticgrad.graph.plan import Slot
@@ -20,10 +24,6 @@ from staticgrad.graph.plan_check import check_plan
 from staticgrad.graph.rewrite import rewrite
 from staticgrad.graph.verify import verify
 from staticgrad.kernels.cpu import program as cpu_program
-
-import staticgrad as sg
-from staticgrad import nn
-from staticgrad.compile import CompiledFunction
 
 Array = np.ndarray[Any, Any]
 

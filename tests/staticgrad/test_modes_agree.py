@@ -13,11 +13,11 @@ import numpy as np
 import op_checks
 import pytest
 from op_checks import Case
+
+import staticgrad as sg
 from staticgrad.graph.errors import DTypeError, IndexRangeError
 from staticgrad.graph.node import Spec
 from staticgrad.graph.op import Op, registry
-
-import staticgrad as sg
 from staticgrad.tensor import Tensor
 
 Array = np.ndarray[Any, Any]

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.stats
-from staticgrad.graph.errors import DTypeError, ShapeError
-from staticgrad.graph.ops.numpy_math import threefry2x32
 
 import staticgrad as sg
+from staticgrad.graph.errors import DTypeError, ShapeError
+from staticgrad.graph.ops.numpy_math import threefry2x32
 from staticgrad.random import Generator
 from staticgrad.tensor import Tensor
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from staticgrad.graph.errors import TracedValueError
 
 import staticgrad as sg
 from staticgrad import nn
+from staticgrad.graph.errors import TracedValueError
 
 X = np.array([1.0, 2.0], np.float32)
 

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from staticgrad.graph.errors import CaptureError, DTypeError, FileFormatError, ShapeError
-from staticgrad.kernels.cpu import program as cpu_program
 
 import staticgrad as sg
 from staticgrad import nn, optim, saved
+from staticgrad.graph.errors import CaptureError, DTypeError, FileFormatError, ShapeError
+from staticgrad.kernels.cpu import program as cpu_program
 from staticgrad.saving import read_arrays, write_arrays
 
 Point = namedtuple("Point", ["x", "y"])

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from staticgrad.graph.errors import CaptureError
 
 import staticgrad as sg
+from staticgrad.graph.errors import CaptureError
 
 X = np.array([1.0, 2.0], np.float32)
 LOG: list[Any] = []

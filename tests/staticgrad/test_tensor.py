@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from staticgrad.graph.errors import DerivativeError, DeviceError, DTypeError, ShapeError, StaticgradError
 
 import staticgrad as sg
+from staticgrad.graph.errors import DerivativeError, DeviceError, DTypeError, ShapeError, StaticgradError
 from staticgrad.tensor import Tensor
 
 DTYPES = [*("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"), "float32", "float64"]

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from staticgrad.graph.errors import DerivativeError, DTypeError, ShapeError
 
 import staticgrad as sg
+from staticgrad.graph.errors import DerivativeError, DTypeError, ShapeError
 from staticgrad.tensor import Tensor
 
 

@@ -13,6 +13,7 @@ from math import pi
 from typing import Any
 
 from llvmlite import ir
+
 from staticgrad.kernels.cpu.vector_math.primitives import (
     BOOLEAN,
     DOUBLE,

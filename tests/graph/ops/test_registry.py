@@ -12,10 +12,10 @@ import op_checks
 import pytest
 import scipy.special
 from op_checks import Case
-from staticgrad.graph.errors import DerivativeError
-from staticgrad.graph.op import Op, registry
 
 import staticgrad as sg
+from staticgrad.graph.errors import DerivativeError
+from staticgrad.graph.op import Op, registry
 from staticgrad.tensor import Tensor
 
 Array = np.ndarray[Any, Any]

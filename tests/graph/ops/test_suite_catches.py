@@ -11,10 +11,10 @@ import numpy as np
 import op_checks
 import pytest
 from op_checks import Case
-from staticgrad.graph.errors import DerivativeError, ShapeError
-from staticgrad.graph.op import ErrorSample, NotImplementedRule, Op, Sample, registry
 
 from staticgrad.autograd import tape
+from staticgrad.graph.errors import DerivativeError, ShapeError
+from staticgrad.graph.op import ErrorSample, NotImplementedRule, Op, Sample, registry
 
 FAILURE = (AssertionError, DerivativeError)
 

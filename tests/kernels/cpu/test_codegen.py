@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from builder import Builder
+
 from staticgrad.graph.fusion import fuse
 from staticgrad.graph.node import Graph, Node
 from staticgrad.graph.op import registry

@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
+
 from staticgrad.kernels.cpu import blas, native
 from staticgrad.kernels.cpu.driver import (
     GET_THREADS,

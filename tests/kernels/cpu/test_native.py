@@ -11,6 +11,7 @@ from importlib import metadata
 
 import numpy as np
 import pytest
+
 from staticgrad.kernels.cpu import native
 from staticgrad.kernels.cpu.driver import Arena, Argument, Fill, Gemm, KernelCall
 

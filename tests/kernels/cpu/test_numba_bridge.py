@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from numba.core.errors import NumbaError
 from numba.extending import register_jitable
+
 from staticgrad.kernels.cache import DiskCache, content_key
 from staticgrad.kernels.cpu import native
 from staticgrad.kernels.cpu.driver import Arena, Argument, KernelCall

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from builder import Builder, Choice, arrays_for, graphs
 from hypothesis import HealthCheck, given, settings
+
 from staticgrad.graph.errors import FileFormatError, IndexRangeError
 from staticgrad.graph.interpret import interpret
 from staticgrad.graph.location import Location

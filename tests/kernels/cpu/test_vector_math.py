@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from llvmlite import binding
 from numba import config, njit, types
+
 from staticgrad.graph.ops import numpy_math
 from staticgrad.kernels.cpu import vector_math
 

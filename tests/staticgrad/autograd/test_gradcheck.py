@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from staticgrad.graph.errors import DerivativeError, DTypeError
 
 import staticgrad as sg
 from staticgrad.autograd import gradcheck, gradgradcheck
+from staticgrad.graph.errors import DerivativeError, DTypeError
 from staticgrad.tensor import Tensor
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from staticgrad.graph.errors import DerivativeError, ShapeError
 
 import staticgrad as sg
 from staticgrad.autograd import grad
+from staticgrad.graph.errors import DerivativeError, ShapeError
 from staticgrad.tensor import Tensor
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from staticgrad.graph.errors import DerivativeError
 
 import staticgrad as sg
+from staticgrad.graph.errors import DerivativeError
 from staticgrad.tensor import Tensor
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from staticgrad.graph.errors import DTypeError, IndexRangeError, ShapeError
 
 import staticgrad as sg
+from staticgrad.graph.errors import DTypeError, IndexRangeError, ShapeError
 from staticgrad.nn import functional as F  # noqa: N812
 
 DATA = Path(__file__).parents[2] / "data"

@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 import pytest
-from staticgrad.graph.errors import ShapeError
 
 import staticgrad as sg
+from staticgrad.graph.errors import ShapeError
 from staticgrad.nn import init
 
 SHAPE = (200, 300)

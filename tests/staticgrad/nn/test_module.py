@@ -6,10 +6,10 @@ import pickle
 
 import numpy as np
 import pytest
-from staticgrad.graph.errors import DTypeError, ShapeError
 
 import staticgrad as sg
 from staticgrad import nn
+from staticgrad.graph.errors import DTypeError, ShapeError
 
 
 class Net(nn.Module):

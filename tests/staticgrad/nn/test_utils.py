@@ -4,10 +4,10 @@ import math
 
 import numpy as np
 import pytest
-from staticgrad.graph.errors import NumericError, ShapeError
 
 import staticgrad as sg
 from staticgrad import nn
+from staticgrad.graph.errors import NumericError, ShapeError
 from staticgrad.nn import utils
 
 

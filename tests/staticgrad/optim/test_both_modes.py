@@ -6,10 +6,10 @@ so values agree to a few roundings of the largest element, not bit by bit.
 
 import numpy as np
 import pytest
-from staticgrad.graph.errors import CaptureError
 
 import staticgrad as sg
 from staticgrad import nn, optim
+from staticgrad.graph.errors import CaptureError
 from staticgrad.nn import functional as F  # noqa: N812
 
 ELEMENTWISE = {

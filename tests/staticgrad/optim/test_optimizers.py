@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from staticgrad.graph.errors import DTypeError
 
 import staticgrad as sg
 from staticgrad import nn, optim
+from staticgrad.graph.errors import DTypeError
 
 ARRAYS = np.load(Path(__file__).parents[2] / "data" / "torch_optimizers.npz")
 CASES = json.loads(str(ARRAYS["cases"]))
