@@ -1,0 +1,89 @@
+"""Fills the figures in README.md from the committed results files.
+
+    python -m benchmarks.readme
+
+The text between `<!-- results -->` and `<!-- /results -->` is made here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+RESULTS = Path(__file__).parent / "results"
+_PLACE = re.compile(r"(<!-- results -->\n).*?(<!-- /results -->)", re.DOTALL)
+
+
+def _read(name: str) -> Any:
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def rows() -> list[tuple[str, str]]:
+    """The figures: what was measured, and what came out."""
+    accuracy, start, planner, graphs = _read("accuracy"), _read("start"), _read("planner"), _read("graphs")
+    scale, ulp = _read("scale"), _read("ulp")
+    heights = [entry["height_over_capacity"] for entry in planner["sets"].values()]
+    whole = {(case["sweep"], case["value"]): case["whole"] for case in graphs["cases"]}
+    wide, chain = _speedup(whole["width", 128]), _speedup(whole["depth", 10_000])
+    common = ("exp", "log", "tanh", "sigmoid", "erf", "sin", "cos", "pow")
+    worst = max(ulp[name][kind]["largest"] for name in common for kind in ("float32", "float64"))
+    return [
+        (
+            f"digits, held-out fifth, mean of {accuracy['seeds']} seeds",
+            f"{accuracy['digits']['static']['mean']} % compiled, {accuracy['digits']['dynamic']['mean']} % dynamic",
+        ),
+        (
+            "8,000 MNIST digits, 2,000 held out, mean of 5 seeds",
+            f"{accuracy['idx']['static']['mean']} % compiled, {accuracy['idx']['dynamic']['mean']} % dynamic",
+        ),
+        (
+            "training steps per second on the digits (batch 64, 64-256-10, Adam)",
+            f"{accuracy['digits']['static']['steps_per_second']:,} compiled, "
+            f"{accuracy['digits']['dynamic']['steps_per_second']:,} dynamic",
+        ),
+        ("forward and backward of an MLP of width 128, compiled over dynamic", f"{wide:.0f} times as fast"),
+        ("forward and backward of a chain of 10,000 small ops", f"{chain:.0f} times as fast"),
+        ("`import staticgrad`", f"{start['import_seconds']:.2f} s, without Numba"),
+        (
+            "first call of an MNIST MLP step, nothing cached",
+            f"{start['cold_first_call_seconds']:.2f} s",
+        ),
+        (
+            "the same in a second process",
+            f"{1000 * start['warm_first_call_seconds']:.0f} ms, {start['warm_numba_compiles']} Numba compiles",
+        ),
+        (
+            "memory planner, 11 hard public problems, height over capacity",
+            f"{statistics.mean(heights):.3f} on average",
+        ),
+        (
+            "capture, backward and planning of 100,000 ops over 10,000",
+            f"at most {max(entry['ratio'] for entry in scale.values()):.1f} times the time",
+        ),
+        ("worst error of exp, log, tanh, sigmoid, erf, sin, cos, pow", f"{worst:.2f} ulp"),
+    ]
+
+
+def _speedup(times: Any) -> float:
+    return float(times["dynamic"][1] / times["static"][1])
+
+
+def filled(text: str) -> str:
+    """`text` with its figures."""
+    lines = ["| what | figure |", "| --- | --- |", *(f"| {what} | {figure} |" for what, figure in rows())]
+    table = "\n".join(lines) + "\n"
+    return _PLACE.sub(lambda match: match[1] + table + match[2], text)
+
+
+def main() -> None:
+    """Write README.md."""
+    README.write_text(filled(README.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
