@@ -191,11 +191,12 @@ def _reaches_others(values: Sequence[Tensor], leaves: Sequence[Tensor]) -> bool:
 
 
 def _settled(value: Tensor, leaves: Sequence[Tensor]) -> Tensor:
-    """A transform's result: off the tape unless it depends on more than the transform's own `leaves`."""
-    if not value._requires_grad or _reaches_others([value], leaves):
+    """A transform's result: it and its tangents off the tape, unless they depend on more than its own `leaves`."""
+    if not value._requires_grad and value._tangents is None:
         return value
-    out = value.detach()
-    out._tangents = value._tangents
+    out = alias(value) if value._requires_grad and _reaches_others([value], leaves) else value.detach()
+    if value._tangents is not None:
+        out._tangents = {level: _settled(tangent, leaves) for level, tangent in value._tangents.items()}
     return out
 
 

@@ -342,3 +342,15 @@ def test_forward_mode_through_backward() -> None:
 
     _, tangent = sg.jvp(slope, (f64(1.0),), (f64(1.0),))
     assert tangent.tolist() == [36.0]
+
+
+def test_results_and_their_tangents_are_off_the_tape():
+    def f(x):
+        return sg.sum(sg.tanh(x) * x)
+
+    x = sg.asarray([0.5, 0.2])
+    value, tangent = sg.jvp(sg.grad(f), (x,), (x,))
+    back = sg.vjp(sg.grad(f), x)[1](x)[0]
+    assert not any(t.requires_grad for t in (value, tangent, back))
+    weight = sg.tensor([2.0, 3.0], requires_grad=True)
+    assert sg.jvp(sg.grad(lambda x: f(x * weight)), (x,), (x,))[1].requires_grad
