@@ -75,9 +75,13 @@ def content_key(*parts: bytes | str) -> str:
     return digest.hexdigest()
 
 
-@cache
 def default_cache() -> DiskCache:
-    """The cache of this process, in the folder that the environment names."""
+    """The cache of this process in the folder that the environment names now."""
+    return _cache_of(default_directory(), os.environ.get("STATICGRAD_CACHE"))
+
+
+@cache
+def _cache_of(directory: Path | None, switch: str | None) -> DiskCache:
     return DiskCache()
 
 

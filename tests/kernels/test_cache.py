@@ -103,6 +103,9 @@ def test_the_environment_names_the_folder(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert default_directory() == Path.home() / ".cache" / "staticgrad"
     assert default_cache() is default_cache()
+    assert default_cache().directory == default_directory()
+    monkeypatch.setenv("STATICGRAD_CACHE_DIR", str(tmp_path / "own"))
+    assert default_cache().directory == tmp_path / "own"
 
 
 def test_without_a_home_there_is_no_cache(monkeypatch):
