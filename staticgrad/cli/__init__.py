@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
 from staticgrad.cli import cache, compare, doctor, inspect, train
 from staticgrad.cli.messages import CommandError
+from staticgrad.graph.errors import StaticgradError
 
 _COMMANDS = {"train": train, "compare": compare, "inspect": inspect, "doctor": doctor, "cache": cache}
 INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
@@ -32,14 +34,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # argparse has written what is wrong
         return int(stop.code or 0)
     try:
-        return int(_COMMANDS[options.command].run(options))
+        code = int(_COMMANDS[options.command].run(options))
+        sys.stdout.flush()
+        return code
     except KeyboardInterrupt:
         print("staticgrad: stopped", file=sys.stderr)
         return INTERRUPTED
     except CommandError as error:
         print(f"staticgrad {options.command}: {error}", file=sys.stderr)
         return error.code
-    except (OSError, ValueError, TypeError) as error:
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough; what is left in the buffer goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (OSError, ValueError, TypeError, ImportError, StaticgradError) as error:
         print(f"staticgrad {options.command}: {_described(error)}", file=sys.stderr)
         return 1
 
@@ -47,4 +54,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _described(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
-    return str(error)
+    return "; ".join(line.strip() for line in str(error).splitlines())

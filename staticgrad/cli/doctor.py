@@ -49,6 +49,7 @@ def examine() -> dict[str, Any]:
         found |= _processor()
     if "scipy" not in missing:
         found["BLAS"] = _blas()
+        found["BLAS threads"] = os.environ.get("OPENBLAS_NUM_THREADS", "as many as cores (OPENBLAS_NUM_THREADS)")
     from staticgrad.kernels.cache import default_cache
 
     found["cache"] = describe(default_cache().info()).removeprefix("cache: ")

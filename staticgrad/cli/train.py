@@ -7,7 +7,10 @@ and compiled, to show what each takes. Ctrl-C ends the training and keeps what w
 from __future__ import annotations
 
 import argparse
+import io
 import itertools
+import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -21,6 +24,8 @@ import staticgrad as sg
 from staticgrad import nn, optim
 from staticgrad.checkpoint import load_checkpoint, save_checkpoint
 from staticgrad.cli.messages import CommandError, numbers, positive, progress, rate
+from staticgrad.cli.stopping import Stop, deferred_interrupts
+from staticgrad.saving import replace_file
 
 INTERRUPTED = 130
 OPTIMIZERS: dict[str, Callable[..., optim.Optimizer]] = {
@@ -47,6 +52,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--mode", choices=["static", "dynamic", "both"], default="both", help="how to train")
     command.add_argument("--out", type=Path, default=Path("runs/train"), help="folder for weights, checkpoint, picture")
     command.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
+    command.add_argument("--check", action="store_true", help="compare each compiled step with NumPy, and find NaNs")
     command.add_argument("--no-plot", action="store_true", help="draw no picture of the losses")
 
 
@@ -62,14 +68,16 @@ class Images:
 
 @dataclass
 class Outcome:
-    """What one training gave: losses by step, held-out accuracy, steps per second without the first step."""
+    """What one training gave: losses by step, held-out accuracy, steps per second without the first step.
+
+    The losses include those from before the checkpoint that a run went on from; the time does not.
+    """
 
     mode: str
     losses: list[float] = field(default_factory=list)
     accuracy: float = 0.0
     seconds: float = 0.0
     timed_steps: int = 0
-    interrupted: bool = False
 
     @property
     def steps_per_second(self) -> float:
@@ -80,25 +88,35 @@ def run(options: argparse.Namespace) -> int:
     """Train, report, and save; the exit code is 130 if Ctrl-C ended the training."""
     images = load_images(options)
     options.out.mkdir(parents=True, exist_ok=True)
-    modes = ["dynamic", "static"] if options.mode == "both" else [options.mode]
-    if options.resume and options.mode == "both":
-        modes = ["static"]
+    if not os.access(options.out, os.W_OK | os.X_OK):  # better known now than after the training
+        raise CommandError(f"--out: {options.out} may not be written to")
     outcomes: list[Outcome] = []
-    for mode in modes:
-        trainer = Trainer(images, options, mode)
-        if options.resume:
-            trainer.resume(options.out / "checkpoint.safetensors")
-        outcomes.append(trainer.train())
-        if mode == "static" and trainer.outcome.losses:
-            print(_plan_summary(trainer.step))
-        trainer.save(options.out)
-        if outcomes[-1].interrupted:
-            break
+    with deferred_interrupts() as stop:
+        for mode in _modes(options):
+            trainer = Trainer(images, options, mode)
+            if options.resume:
+                trainer.resume(options.out / "checkpoint.safetensors")
+                print(f"going on after step {trainer.done}, {mode}")
+            outcomes.append(trainer.train(stop))
+            if mode == "static" and trainer.step.cache_info().currsize:
+                print(_plan_summary(trainer.step))
+            trainer.save(options.out)
+            if stop.requested:
+                break
     print(_table(outcomes, images))
+    if stop.requested:
+        print("stopped by Ctrl-C; go on with --resume")
     print(f"saved in {options.out}: weights.safetensors, checkpoint.safetensors")
     if not options.no_plot:
         print(_plot(outcomes, options.out / "loss.png"))
-    return INTERRUPTED if outcomes[-1].interrupted else 0
+    return INTERRUPTED if stop.requested else 0
+
+
+def _modes(options: argparse.Namespace) -> list[str]:
+    """The modes in turn; a checkpoint is one run, so a run that goes on from it is one too."""
+    if options.mode != "both":
+        return [options.mode]
+    return ["static"] if options.resume else ["dynamic", "static"]
 
 
 def load_images(options: argparse.Namespace) -> Images:
@@ -108,6 +126,11 @@ def load_images(options: argparse.Namespace) -> Images:
         test, test_labels = sg.data.digits(split="test", seed=options.seed)
         return Images(np.asarray(train), np.asarray(train_labels), np.asarray(test), np.asarray(test_labels))
     found = sg.data.mnist(options.data)
+    for part, labels in (("training", found.train_labels), ("test", found.test_labels)):
+        if not labels.size:
+            raise CommandError(f"--data: {options.data} has no {part} images")
+        if labels.min() < 0:
+            raise CommandError(f"--data: labels must be at least 0; the {part} labels hold {labels.min()}")
     return Images(found.train_images, found.train_labels, found.test_images, found.test_labels)
 
 
@@ -119,6 +142,15 @@ class Trainer:
         self.batch_size = options.batch_size
         self.epochs = options.epochs or (20 if options.data else 60)
         self.seed = options.seed
+        self.settings = {
+            "--data": str(options.data.resolve()) if options.data else "digits",
+            "--hidden": ",".join(map(str, options.hidden)),
+            "--epochs": self.epochs,
+            "--batch-size": options.batch_size,
+            "--lr": options.lr,
+            "--optimizer": options.optimizer,
+            "--seed": options.seed,
+        }
         self.outcome = Outcome(mode)
         if self.batch_size > len(images.train):
             raise CommandError(f"--batch-size {self.batch_size} is more than the {len(images.train)} images", code=2)
@@ -131,7 +163,7 @@ class Trainer:
         self.schedule = optim.lr_scheduler.CosineAnnealingLR(self.optimizer, T_max=self.epochs * self.steps)
         self.done = 0
         static = mode == "static"
-        self.step: Any = sg.compile(self._step) if static else self._step
+        self.step: Any = sg.compile(self._step, check=options.check) if static else self._step
         self.predict: Any = sg.compile(self._predict) if static else self._predict
 
     def _step(self, x: Any, y: Any) -> Any:
@@ -147,26 +179,35 @@ class Trainer:
 
     def batches(self) -> Iterator[Array]:
         """Positions of the images of each step still to do, in an order that depends on seed and epoch only."""
-        for epoch in range(self.done // self.steps, self.epochs):
+        first, begin = divmod(self.done, self.steps)
+        for epoch in range(first, self.epochs):
             order = np.random.default_rng((self.seed, epoch)).permutation(len(self.images.train))
-            for i in range(self.done % self.steps, self.steps):
+            for i in range(begin if epoch == first else 0, self.steps):
                 yield order[i * self.batch_size : (i + 1) * self.batch_size]
 
-    def train(self) -> Outcome:
-        """All steps that are left; Ctrl-C ends them early, between two steps."""
+    def train(self, stop: Stop | None = None) -> Outcome:
+        """All steps that are left, or those before `stop` is requested.
+
+        Raises:
+            CommandError: the loss is no longer finite.
+        """
         outcome, total = self.outcome, self.epochs * self.steps - self.done
-        try:
-            for chosen in progress(self.batches(), total, outcome.mode):
-                begun = time.perf_counter()
-                loss = self.step(self.images.train[chosen], self.images.train_labels[chosen])
-                outcome.losses.append(loss.item())
-                self.done += 1
-                self.schedule.step()
-                if len(outcome.losses) > 1:  # the first step of a compiled function compiles it
-                    outcome.seconds += time.perf_counter() - begun
-                    outcome.timed_steps += 1
-        except KeyboardInterrupt:
-            outcome.interrupted = True
+        for i, chosen in enumerate(progress(self.batches(), total, outcome.mode)):
+            if stop is not None and stop.requested:
+                break
+            begun = time.perf_counter()
+            loss = self.step(self.images.train[chosen], self.images.train_labels[chosen]).item()
+            self.schedule.step()
+            if i > 0:  # the first step of a compiled function compiles it
+                outcome.seconds += time.perf_counter() - begun
+                outcome.timed_steps += 1
+            self.done += 1
+            outcome.losses.append(loss)
+            if not math.isfinite(loss):
+                raise CommandError(
+                    f"the loss is {loss} at step {self.done}; this run is not saved; lower --lr, or learn with "
+                    "--check which op made the first NaN"
+                )
         outcome.accuracy = self.accuracy()
         return outcome
 
@@ -176,23 +217,36 @@ class Trainer:
         return float(np.mean(found == self.images.test_labels))
 
     def save(self, folder: Path) -> None:
-        """Write the weights, and a checkpoint from which `resume` goes on."""
+        """Write the weights, a checkpoint from which `resume` goes on, and the compiled step for `inspect`."""
+        extra = {"settings": self.settings, "schedule": self.schedule.state_dict(), "losses": self.outcome.losses}
+        path = folder / "checkpoint.safetensors"
+        save_checkpoint(path, model=self.model, optimizer=self.optimizer, step=self.done, extra=extra)
         sg.save_file(self.model.state_dict(), folder / "weights.safetensors")
-        save_checkpoint(
-            folder / "checkpoint.safetensors",
-            model=self.model,
-            optimizer=self.optimizer,
-            step=self.done,
-            extra={"schedule": self.schedule.state_dict()},
-        )
+        if self.outcome.mode == "static" and self.step.cache_info().currsize:
+            self.step.save(folder / "step.program")
 
     def resume(self, path: Path) -> None:
-        """Take over the state that `save` wrote."""
+        """Take over the state that `save` wrote.
+
+        Raises:
+            CommandError: there is none, or it was trained with other settings.
+        """
         if not path.exists():
             raise CommandError(f"--resume: there is no checkpoint {path}; train without --resume first")
-        found = load_checkpoint(path, model=self.model, optimizer=self.optimizer)
-        self.done = found.step
-        self.schedule.load_state_dict(found.extra["schedule"])
+        extra = load_checkpoint(path, random=False).extra
+        if not isinstance(extra, dict) or not {"settings", "schedule", "losses"} <= extra.keys():
+            raise CommandError(f"--resume: {path} was not written by this command")
+        saved = extra["settings"]
+        differing = [
+            f"{name} {saved.get(name)}, not {value}"
+            for name, value in self.settings.items()
+            if saved.get(name) != value
+        ]
+        if differing:
+            raise CommandError(f"--resume: the run in {path.parent} was begun with {'; '.join(differing)}", code=2)
+        self.done = load_checkpoint(path, model=self.model, optimizer=self.optimizer).step
+        self.schedule.load_state_dict(extra["schedule"])
+        self.outcome.losses = list(extra["losses"])
 
 
 def perceptron(widths: list[int]) -> nn.Sequential:
@@ -220,25 +274,23 @@ def _table(outcomes: list[Outcome], images: Images) -> str:
         lines.append(
             f"{outcome.mode:<10}{len(outcome.losses):>8}{last:>12}{right:>20}{outcome.steps_per_second:>18,.0f}"
         )
-    if any(outcome.interrupted for outcome in outcomes):
-        lines.append("stopped by Ctrl-C; go on with --resume")
+    if len(outcomes) > 1 and "OPENBLAS_NUM_THREADS" not in os.environ:
+        lines.append("threads of NumPy's BLAS may slow small dynamic steps: compare with OPENBLAS_NUM_THREADS=1")
     return "\n".join([f"{len(images.train)} images to train on, {len(images.test)} held out", *lines])
 
 
 def _plot(outcomes: list[Outcome], path: Path) -> str:
     try:
-        import matplotlib as mpl
-
-        mpl.use("Agg")
-        from matplotlib import pyplot
+        from matplotlib.figure import Figure
     except ImportError:
         return 'no picture of the losses: matplotlib is not installed (pip install "staticgrad[cli]")'
-    figure, axes = pyplot.subplots(figsize=(7, 4))
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
     for outcome, style in zip(outcomes, ("-", "--"), strict=False):
         axes.plot(outcome.losses, style, label=outcome.mode, linewidth=1)
     axes.set(xlabel="step", ylabel="loss", yscale="log", title="cross entropy of the training batches")
     axes.legend()
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=120)
+    replace_file(path, picture.getvalue(), caller="train")
     return f"losses: {path}"

@@ -60,7 +60,7 @@ def test_resuming_gives_the_bits_of_an_unbroken_run(capsys, tmp_path, monkeypatc
     def interrupted(steps, total, label):
         for done, step in enumerate(steps):
             if done == 7:
-                raise KeyboardInterrupt
+                signal.raise_signal(signal.SIGINT)
             yield step
 
     with monkeypatch.context() as patched:
@@ -69,7 +69,11 @@ def test_resuming_gives_the_bits_of_an_unbroken_run(capsys, tmp_path, monkeypatc
     assert code == 130
     assert "stopped by Ctrl-C" in out
     assert load_checkpoint(tmp_path / "broken" / "checkpoint.safetensors").step == 7
+    code, _, err = run(capsys, *options, "--seed", "3", "--resume", "--out", tmp_path / "broken")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "--seed 0, not 3" in err
     assert run(capsys, *options, "--resume", "--out", tmp_path / "broken")[0] == 0
+    assert len(load_checkpoint(tmp_path / "broken" / "checkpoint.safetensors").extra["losses"]) == 22
     whole = sg.load_file(tmp_path / "whole" / "weights.safetensors")
     resumed = sg.load_file(tmp_path / "broken" / "weights.safetensors")
     for name, tensor in whole.items():
@@ -126,6 +130,22 @@ def test_what_is_wrong_with_the_data_is_one_line(capsys, tmp_path, idx_folder):
     assert "train-images-idx3-ubyte.gz" in err
 
 
+@pytest.mark.parametrize(
+    ("count", "labels", "message"), [(0, np.arange(0), "has no test images"), (3, np.full(3, 255), "at least 0")]
+)
+def test_labels_that_cannot_be_learned(capsys, tmp_path, idx_folder, count, labels, message):
+    write_idx(idx_folder / "t10k-images-idx3-ubyte.gz", np.zeros((count, 5, 5)))
+    write_idx(idx_folder / "t10k-labels-idx1-ubyte.gz", labels)
+    if labels.size:  # the same bytes as int8
+        path = idx_folder / "t10k-labels-idx1-ubyte.gz"
+        data = bytearray(gzip.decompress(path.read_bytes()))
+        data[2] = 9
+        path.write_bytes(gzip.compress(bytes(data)))
+    code, _, err = run(capsys, "train", "--data", idx_folder, "--out", tmp_path)
+    assert (code, err.count("\n")) == (1, 1)
+    assert message in err
+
+
 def test_a_full_disk_is_named_and_loses_nothing(capsys, tmp_path, monkeypatch):
     options = ["train", *QUICK, "--mode", "static", "--no-plot", "--out", tmp_path]
     assert run(capsys, *options)[0] == 0
@@ -140,7 +160,60 @@ def test_a_full_disk_is_named_and_loses_nothing(capsys, tmp_path, monkeypatch):
     assert code == 1
     assert "No space left on device" in err
     assert (tmp_path / "weights.safetensors").read_bytes() == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.safetensors", "weights.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "checkpoint.safetensors",
+        "step.program",
+        "weights.safetensors",
+    ]
+
+
+def test_ctrl_c_within_a_step_waits_for_its_end(capsys, tmp_path, monkeypatch):
+    """A dynamic step that is half done would leave weights that belong to no step."""
+    original = sg.optim.Adam.update
+
+    def update(self, *arguments):
+        original(self, *arguments)
+        if not tmp_path.joinpath("sent").exists():
+            tmp_path.joinpath("sent").touch()
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(sg.optim.Adam, "update", update)
+    out = tmp_path / "out"
+    code, text, _ = run(capsys, "train", *QUICK, "--mode", "both", "--no-plot", "--out", out)
+    assert code == 130
+    assert "\nstatic " not in text
+    found = load_checkpoint(out / "checkpoint.safetensors")
+    assert (found.step, len(found.extra["losses"])) == (1, 1)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_saves_nothing(capsys, tmp_path):
+    options = ["train", *QUICK, "--optimizer", "sgd", "--lr", "1e30", "--no-plot", "--out", tmp_path]
+    with np.errstate(all="ignore"):
+        for mode in ("static", "dynamic"):
+            code, _, err = run(capsys, *options, "--mode", mode)
+            assert (code, err.count("\n")) == (1, 1)
+            assert "the loss is" in err
+            assert "--lr" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_may_not_be_written_is_named_before_training(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    code, _, err = run(capsys, "train", *QUICK, "--out", tmp_path)
+    assert (code, err.count("\n")) == (1, 1)
+    assert str(tmp_path) in err
+    target = tmp_path / "file"
+    target.write_text("")
+    code, _, err = run(capsys, "train", *QUICK, "--out", target)
+    assert (code, err.count("\n")) == (1, 1)
+
+
+def test_resume_from_a_foreign_checkpoint(capsys, tmp_path):
+    sg.save_checkpoint(tmp_path / "checkpoint.safetensors", step=3)
+    code, _, err = run(capsys, "train", *QUICK, "--resume", "--out", tmp_path)
+    assert (code, err.count("\n")) == (1, 1)
+    assert "was not written by this command" in err
 
 
 @pytest.mark.parametrize(
@@ -169,7 +242,7 @@ def test_resume_without_a_checkpoint(capsys, tmp_path):
 
 
 def test_a_missing_extra_is_named(capsys, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     monkeypatch.setitem(sys.modules, "tqdm", None)
     code, out, _ = run(capsys, "train", *QUICK, "--mode", "static", "--out", tmp_path)
     assert code == 0
@@ -179,7 +252,7 @@ def test_a_missing_extra_is_named(capsys, tmp_path, monkeypatch):
 # ---------------------------------------------------------------- the other commands
 
 
-def test_compare_prints_and_saves(capsys, tmp_path):
+def test_compare_prints_and_saves(capsys, tmp_path, monkeypatch):
     options = ["--width", "8", "--depth", "1", "--batch", "4", "--inputs", "6", "--repeat", "3"]
     code, out, _ = run(capsys, "compare", *options, "--save", tmp_path / "report.md")
     assert code == 0
@@ -188,6 +261,10 @@ def test_compare_prints_and_saves(capsys, tmp_path):
     code, _, err = run(capsys, "compare", *options, "--save", tmp_path / "report.xyz")
     assert code == 1
     assert ".xyz" in err
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    code, _, err = run(capsys, "compare", *options, "--save", tmp_path / "report.png")
+    assert (code, err.count("\n")) == (1, 1)
+    assert "pip install" in err
 
 
 def test_inspect_shows_a_saved_program(capsys, tmp_path):
@@ -203,6 +280,17 @@ def test_inspect_shows_a_saved_program(capsys, tmp_path):
     code, out, _ = run(capsys, "inspect", tmp_path / "double.sg", "--show", "memory")
     assert code == 0
     assert "for i0 in range" not in out
+
+
+def test_inspect_the_trained_step_into_a_closed_pipe(capsys, tmp_path):
+    run(capsys, "train", *QUICK, "--mode", "static", "--no-plot", "--out", tmp_path)
+    command = [sys.executable, "-m", "staticgrad", "inspect", str(tmp_path / "step.program")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert "saved program" in process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    process.stderr.close()
+    assert process.wait() == 0
 
 
 def test_inspect_refuses_what_is_no_program(capsys, tmp_path):
