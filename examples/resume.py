@@ -1,7 +1,6 @@
 """Stop a training half-way, go on from its checkpoint, and end with the very same weights."""
 
 import tempfile
-from pathlib import Path
 
 import numpy as np
 
@@ -18,8 +17,8 @@ def training():
 
     @sg.compile
     def step(x, y):
-        loss = nn.functional.mse_loss(model(x), y)
         optimizer.zero_grad()
+        loss = nn.functional.mse_loss(model(x), y)
         loss.backward()
         optimizer.step()
         return loss
@@ -27,34 +26,31 @@ def training():
     return model, optimizer, schedule, step
 
 
+def run(step, schedule, x, y, numbers) -> None:
+    """The steps of the given numbers."""
+    for i in numbers:
+        step(x[i], y[i])
+        schedule.step()
+
+
 def main(steps: int = 40) -> bool:
     """Whether both ways give equal bits."""
     x = np.random.default_rng(0).normal(size=(steps, 16, 8)).astype(np.float32)
     y = np.sin(x.sum(axis=-1, keepdims=True))
-
-    model, _, schedule, step = training()
-    for i in range(steps):
-        step(x[i], y[i])
-        schedule.step()
-    whole = {name: np.array(tensor) for name, tensor in model.state_dict().items()}
+    whole, _, schedule, step = training()
+    run(step, schedule, x, y, range(steps))
 
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "half.safetensors"
+        path = f"{folder}/half.safetensors"
         model, optimizer, schedule, step = training()
-        for i in range(steps // 2):
-            step(x[i], y[i])
-            schedule.step()
-        extra = {"schedule": schedule.state_dict()}
-        sg.save_checkpoint(path, model=model, optimizer=optimizer, step=steps // 2, extra=extra)
-
+        run(step, schedule, x, y, range(steps // 2))
+        sg.save_checkpoint(path, model=model, optimizer=optimizer, step=steps // 2, extra=schedule.state_dict())
         model, optimizer, schedule, step = training()
         found = sg.load_checkpoint(path, model=model, optimizer=optimizer)
-        schedule.load_state_dict(found.extra["schedule"])
-        for i in range(found.step, steps):
-            step(x[i], y[i])
-            schedule.step()
-
-    same = all(np.array_equal(whole[name], np.array(tensor)) for name, tensor in model.state_dict().items())
+        schedule.load_state_dict(found.extra)
+        run(step, schedule, x, y, range(found.step, steps))
+    pairs = zip(whole.state_dict().values(), model.state_dict().values(), strict=True)
+    same = all(np.array_equal(a, b) for a, b in pairs)
     print(f"resumed after {found.step} of {steps} steps: {'equal bits' if same else 'different weights'}")
     return same
 
