@@ -260,8 +260,9 @@ def perceptron(widths: list[int]) -> nn.Sequential:
 def _plan_summary(step: Any) -> str:
     plan = step.plan
     kernels = len(step.last.program.sources)
+    ops = sum(node.op.kind != "leaf" for node in step.graph.nodes)
     return (
-        f"the step: {len(step.graph.nodes)} ops in {len(plan.groups)} calls of {kernels} kernels and BLAS; "
+        f"the step: {ops} ops in {len(plan.groups)} calls of {kernels} kernels and BLAS; "
         f"arena {plan.peak_bytes:,} bytes (lower bound {plan.lower_bound_bytes:,}, without reuse {plan.naive_bytes:,})"
     )
 
