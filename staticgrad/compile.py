@@ -87,6 +87,7 @@ class CompiledFunction:
         self._hits = 0
         self._from_disk = 0
         self._lock = threading.RLock()
+        self._derived: dict[str, CompiledFunction] = {}
         self._parameters = _parameters(fn, self._static)
         functools.update_wrapper(self, fn, updated=())
 
@@ -117,6 +118,12 @@ class CompiledFunction:
     def __staticgrad_compiled__(self) -> tuple[Callable[..., Any], Callable[[Callable[..., Any]], Any]]:
         """The Python function below, and how to compile a transform of it with the same options."""
         return self.fn, lambda g: CompiledFunction(g, **self._options)  # type: ignore[arg-type]
+
+    def derived(self, name: str, function: Callable[..., Any]) -> CompiledFunction:
+        """The compiled transform `name` of this function, made from `function` at the first call and then kept."""
+        if name not in self._derived:
+            self._derived[name] = CompiledFunction(function, **self._options)  # type: ignore[arg-type]
+        return self._derived[name]
 
     def _flatten(self, args: Any, kwargs: Any) -> tuple[list[Any], TreeDef, tuple[tuple[str, Any], ...]]:
         if not self._static:

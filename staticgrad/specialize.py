@@ -12,7 +12,7 @@ import numpy as np
 
 from staticgrad.autograd.compiled_call import attach, attach_freed, inputs_of_call
 from staticgrad.capture import Argument, Binding, Capture, GradState, Guard, HostScalar, State
-from staticgrad.graph.errors import CaptureError, ShapeError
+from staticgrad.graph.errors import CaptureError, IndexRangeError, ShapeError
 from staticgrad.graph.node import DType, Graph, Node, Shape, Spec
 from staticgrad.graph.rewrite import rewrite
 from staticgrad.read_values import CONTENT, values_read
@@ -296,12 +296,24 @@ class Specialization:
         outputs = self._outputs()
         try:
             self.program.run(given, outputs)
+        except IndexRangeError:
+            self._drop_gradients()
+            raise
         finally:  # also when Ctrl-C comes as the native call returns: a step is whole or has not been
             for i in self._updated:
                 if given[i] is not arrays[i]:
                     np.copyto(arrays[i], given[i])
         self.calls += 1
         return self.commit(leaves, outputs, inputs)
+
+    def _drop_gradients(self) -> None:
+        """Clear the gradients of the last call: the call that failed may have written over them."""
+        for gradient in self.captured.gradients:
+            if gradient.output not in self.program.early_outputs:
+                continue
+            last = self._held.pop(gradient.output, None) if gradient.output is not None else None
+            if last is not None and gradient.tensor is not None and gradient.tensor._grad is last:
+                gradient.tensor._grad = None
 
     def writes(self, index: int) -> bool:
         """Whether the program writes its input number `index`."""

@@ -246,7 +246,7 @@ def jvp(f: Callable[..., Any], primals: Sequence[Any], tangents: Sequence[Any]) 
     """
     python, compile_again = _unwrap(f)
     if compile_again(_probe) is not _probe and context.capture is None:
-        compiled = compile_again(lambda given, directions: jvp(python, given, directions))
+        compiled = f.derived("jvp", lambda given, directions: jvp(python, given, directions))  # type: ignore[attr-defined]
         return compiled(tuple(primals), tuple(tangents))  # type: ignore[no-any-return]
     given, structure = tree_flatten(tuple(primals))
     directions, found = tree_flatten(tuple(tangents))

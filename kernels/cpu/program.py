@@ -15,6 +15,7 @@ import numpy as np
 
 from staticgrad.graph.errors import FileFormatError, IndexRangeError
 from staticgrad.graph.fusion import fuse
+from staticgrad.graph.lifetimes import last_check
 from staticgrad.graph.node import Graph, Node
 from staticgrad.graph.ops.indexing import range_error
 from staticgrad.graph.plan import ALIGNMENT, Plan, make_plan
@@ -52,6 +53,7 @@ def compile_graph(graph: Graph, *, reuse: bool = True, poison: bool = False, cac
         "arena": plan.peak_bytes,
         "reuse": reuse,
         "constants": [numbers[node] for node in plan.constants],
+        "early": _early_outputs(graph, plan),
         "errors": [numbers[node] for node in lowered.errors],
         "sources": {symbol: kernel.source for symbol, kernel in lowered.kernels.items()},
         "kernels": [step.symbol for step in lowered.steps if hasattr(step, "symbol")],
@@ -78,6 +80,12 @@ def _code(kernel: Kernel, cache: DiskCache | None) -> str:
                     cache.put("kernel", key, found)
             _kernel_code[symbol] = found.decode()
         return _kernel_code[symbol]
+
+
+def _early_outputs(graph: Graph, plan: Plan) -> list[int]:
+    """The outputs that are written while a check of indices may still end the run."""
+    written = {node for group in plan.groups[: last_check(plan.groups) + 1] for node in group.writes}
+    return [index for index, node in enumerate(graph.outputs) if node in written]
 
 
 class _Workspace:
@@ -107,6 +115,7 @@ class Program:
         arena_bytes: working memory of one run.
         sources: the generated kernels as Python source, by name.
         from_cache: whether it was loaded from disk rather than compiled.
+        early_outputs: the outputs that a run may have written although it failed.
         calls: the kernels in the order in which a run calls them, matrix products left out.
     """
 
@@ -119,6 +128,7 @@ class Program:
         self.arena_bytes: int = facts["arena"]
         self.sources: Mapping[str, str] = facts["sources"]
         self.calls: tuple[str, ...] = tuple(facts["kernels"])
+        self.early_outputs: frozenset[int] = frozenset(facts["early"])
         self._states = [leaf.attributes["role"] == "state" for leaf in graph.inputs]
         self._table = Table(len(graph.inputs), len(graph.outputs), len(facts["constants"]))
         self._free: list[_Workspace] = []
@@ -138,7 +148,7 @@ class Program:
         Args: C-contiguous arrays with the shapes and dtypes of `graph.inputs` and `graph.outputs`; no output may
             overlap another array. Any number of threads may run the program, each with arrays of its own.
         Raises:
-            IndexRangeError: an index lay outside the axis it selects from. State may have been updated.
+            IndexRangeError: an index lay outside the axis it selects from. State is as it was, outputs are not.
         """
         self._free.append(self._run(inputs, outputs))
 

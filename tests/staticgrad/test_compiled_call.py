@@ -238,3 +238,34 @@ def test_no_grad_leaves_no_place_on_the_tape() -> None:
 def test_gradcheck_of_a_compiled_function() -> None:
     x = sg.asarray(X, copy=True).requires_grad_()
     assert sg.gradcheck(sg.compile(vector), (x,))
+
+
+def test_jvp_of_a_compiled_function_is_compiled_once():
+    def squares(x):
+        return sg.sum(x * x)
+
+    compiled = sg.compile(squares)
+    x = sg.asarray([1.0, 2.0])
+    for _ in range(3):
+        assert sg.jvp(compiled, (x,), (x,))[1].item() == 10.0
+    assert compiled.derived("jvp", squares).cache_info().misses == 1
+
+
+def test_a_failed_call_clears_the_gradients_that_it_may_have_begun_to_write():
+    weight = sg.tensor([1.0, 2.0], requires_grad=True)
+
+    @sg.compile
+    def step(table, index):
+        weight.grad = None
+        sg.sum(weight * weight).backward()
+        return sg.take(table, index)
+
+    table = np.ones(3, np.float32)
+    for _ in range(3):
+        step(table, np.array([1]))
+    assert weight.grad.numpy().tolist() == [2.0, 4.0]
+    with pytest.raises(IndexError):
+        step(table, np.array([7]))
+    assert weight.grad is None
+    step(table, np.array([1]))
+    assert weight.grad.numpy().tolist() == [2.0, 4.0]
