@@ -2,9 +2,13 @@
 
 import os as _os
 
-from staticgrad.graph import location as _location
+_here = _os.path.dirname(__file__)
+if not _os.path.isdir(_os.path.join(_here, "graph")):  # a checkout: the stages lie beside this folder, not inside it
+    __path__.append(_os.path.dirname(_here))
 
-_location.register_internal(_os.path.dirname(__file__))
+from staticgrad.graph import location as _location  # noqa: E402
+
+_location.register_internal(_here)
 
 from staticgrad import array, autograd, data, nn, optim, random  # noqa: E402
 from staticgrad.array import *  # noqa: E402, F403

@@ -120,3 +120,15 @@ def undocumented(cls: type, name: str) -> list[str]:
         if not title.startswith("_") and inspect.isfunction(value) and not inspect.getdoc(getattr(cls, title))
     ]
     return ([] if cls.__doc__ else [name]) + [f"{name}.{title}" for title in methods]
+
+
+def test_a_checkout_is_importable_where_another_install_would_be_shadowed() -> None:
+    """`python -m` from the root of a checkout finds staticgrad/ there first, without graph/ and kernels/ inside."""
+    script = (
+        "import sys; sys.meta_path[:] = [m for m in sys.meta_path if 'editable' not in repr(m).lower()]; "
+        "sys.path_hooks[:] = [h for h in sys.path_hooks if 'editable' not in repr(h).lower()]; "
+        "import staticgrad as sg; sg.compile(lambda x: x + 1)(sg.asarray([1.0])); "
+        "assert 'graph' not in sys.modules and 'kernels' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
