@@ -191,6 +191,14 @@ class DiskCache:
             failures=counts.failures,
         )
 
+    def probe(self) -> bool:
+        """Store an entry, read it back and delete it; False when that fails, and the reason is in `info()`."""
+        key = content_key("probe", str(os.getpid()))
+        works = self.put("probe", key, b"probe") and self.get("probe", key) == b"probe"
+        with contextlib.suppress(OSError):
+            (self.directory / _entry_name("probe", key)).unlink()
+        return works
+
     def clear(self) -> int:
         """Delete all entries and what dead writers left behind; the number of entries deleted."""
         removed = 0

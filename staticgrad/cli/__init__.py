@@ -21,8 +21,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="command")
     for name, module in _COMMANDS.items():
         summary = (module.__doc__ or "").splitlines()[0]
-        formatter = argparse.ArgumentDefaultsHelpFormatter
-        command = commands.add_parser(name, help=summary, description=module.__doc__, formatter_class=formatter)
+        command = commands.add_parser(name, help=summary, description=module.__doc__)
         module.add_arguments(command)
     return top
 
@@ -46,6 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as `head`, has seen enough; what is left in the buffer goes nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except MemoryError as error:
+        print(f"staticgrad {options.command}: not enough memory: {_described(error)}; take less", file=sys.stderr)
+        return 1
     except (OSError, ValueError, TypeError, ImportError, StaticgradError) as error:
         print(f"staticgrad {options.command}: {_described(error)}", file=sys.stderr)
         return 1

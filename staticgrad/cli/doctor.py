@@ -10,7 +10,7 @@ import os
 import platform
 from typing import Any
 
-from staticgrad.cli.cache import describe
+from staticgrad.cli.cache import describe, listed
 
 _REQUIRED = ("numpy", "numba", "llvmlite", "scipy", "safetensors")
 _OPTIONAL = {"tqdm": "cli", "matplotlib": "viz"}
@@ -27,8 +27,9 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(found, indent=2))
     else:
-        width = max(len(name) for name in found)
-        for name, value in found.items():
+        lines = found | {"cache": found["cache"]["summary"], "missing": found["missing"] or "nothing"}
+        width = max(len(name) for name in lines)
+        for name, value in lines.items():
             print(f"{name:<{width}}  {', '.join(value) if isinstance(value, list) else value}")
     return 1 if found["missing"] else 0
 
@@ -50,13 +51,22 @@ def examine() -> dict[str, Any]:
     if "scipy" not in missing:
         found["BLAS"] = _blas()
         found["BLAS threads"] = os.environ.get("OPENBLAS_NUM_THREADS", "as many as cores (OPENBLAS_NUM_THREADS)")
-    from staticgrad.kernels.cache import default_cache
-
-    found["cache"] = describe(default_cache().info()).removeprefix("cache: ")
+    found["cache"] = _cache()
     for name, extra in _OPTIONAL.items():
         found[name] = _version(name) or f'not installed (pip install "staticgrad[{extra}]")'
     found["CUDA"] = "this release runs on the CPU"
     return found
+
+
+def _cache() -> dict[str, Any]:
+    """The cache after a trial entry was stored and read back, so that a folder which cannot serve is named."""
+    from staticgrad.kernels.cache import default_cache
+
+    cache = default_cache()
+    works = cache.probe()
+    info = cache.info()
+    summary = describe(info).removeprefix("cache: ")
+    return {"works": works, **listed(info), "summary": summary}
 
 
 def _version(name: str) -> str | None:

@@ -13,7 +13,7 @@ _PARTS = ("state", "graph", "memory", "kernels")
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """The options of `staticgrad inspect`."""
     command.add_argument("file", type=Path, help="a program written by the save() of a compiled function")
-    command.add_argument("--show", choices=_PARTS, nargs="+", default=list(_PARTS), help="which parts")
+    command.add_argument("--show", choices=_PARTS, nargs="+", default=list(_PARTS), help="which parts (all)")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
+import math
 import sys
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -19,40 +21,60 @@ class CommandError(Exception):
 
 def numbers(text: str) -> list[int]:
     """A list such as `128,64` of positive integers."""
-    found = [int(part) for part in text.split(",") if part.strip()]
-    if any(number < 1 for number in found):
-        raise ValueError(text)
-    return found
+    return [positive(part) for part in text.split(",") if part.strip()]
 
 
 def positive(text: str) -> int:
     """An integer of at least 1."""
-    number = int(text)
-    if number < 1:
-        raise ValueError(text)
-    return number
+    return _integer(text, least=1)
+
+
+def seed(text: str) -> int:
+    """An integer of at least 0."""
+    return _integer(text, least=0)
 
 
 def rate(text: str) -> float:
-    """A number above 0."""
-    number = float(text)
-    if not number > 0:
-        raise ValueError(text)
+    """A finite number above 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"takes a number above 0; got {text!r}")
+    return number
+
+
+def _integer(text: str, *, least: int) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = least - 1
+    if number < least:
+        raise argparse.ArgumentTypeError(f"takes integers of at least {least}; got {text!r}")
     return number
 
 
 def progress(steps: Iterable[T], total: int, label: str) -> Iterator[T]:
-    """The steps, with a progress bar on standard error where tqdm is installed, else a line at each tenth."""
+    """The steps, with a progress bar where standard error is a terminal and tqdm is installed, else ten plain lines."""
+    bar = _bar() if sys.stderr.isatty() else None
+    if bar is None:
+        yield from _plain(steps, total, label)
+    else:
+        yield from bar(steps, total=total, desc=label, leave=False)
+
+
+def _bar() -> Any:
     try:
         from tqdm import tqdm
     except ImportError:
-        yield from _plain(steps, total, label)
-        return
-    yield from tqdm(steps, total=total, desc=label, leave=False, disable=None)
+        return None
+    return tqdm
 
 
 def _plain(steps: Iterable[T], total: int, label: str) -> Iterator[T]:
+    stride = math.ceil(total / 10)
     for done, step in enumerate(steps, 1):
         yield step
-        if total >= 10 and done % (total // 10) == 0:
-            print(f"{label}: {done} of {total}", file=sys.stderr)
+        if done % stride == 0 or done == total:
+            print(f"{label}: step {done} of {total}", file=sys.stderr, flush=True)

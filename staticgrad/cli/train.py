@@ -23,7 +23,7 @@ import numpy.typing as npt
 import staticgrad as sg
 from staticgrad import nn, optim
 from staticgrad.checkpoint import load_checkpoint, save_checkpoint
-from staticgrad.cli.messages import CommandError, numbers, positive, progress, rate
+from staticgrad.cli.messages import CommandError, numbers, positive, progress, rate, seed
 from staticgrad.cli.stopping import Stop, deferred_interrupts
 from staticgrad.saving import replace_file
 
@@ -43,14 +43,24 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--data", type=Path, help="folder of IDX files named as MNIST's; the packaged digits if absent"
     )
-    command.add_argument("--hidden", type=numbers, default=[256], help="widths of the hidden layers")
+    command.add_argument(
+        "--hidden", type=numbers, default="256", metavar="N,N", help="widths of the hidden layers (%(default)s)"
+    )
     command.add_argument("--epochs", type=positive, help="passes over the training set (60; with --data 20)")
-    command.add_argument("--batch-size", type=positive, default=64, help="images in a step")
-    command.add_argument("--lr", type=rate, default=2e-3, help="learning rate at the start; it falls to 0 as a cosine")
-    command.add_argument("--optimizer", choices=sorted(OPTIMIZERS), default="adam", help="the optimizer")
-    command.add_argument("--seed", type=int, default=0, help="of initial weights, order of batches and held-out images")
-    command.add_argument("--mode", choices=["static", "dynamic", "both"], default="both", help="how to train")
-    command.add_argument("--out", type=Path, default=Path("runs/train"), help="folder for weights, checkpoint, picture")
+    command.add_argument("--batch-size", type=positive, default=64, help="images in a step (%(default)s)")
+    command.add_argument(
+        "--lr", type=rate, default=2e-3, help="learning rate at the start (%(default)s); it falls to 0 as a cosine"
+    )
+    command.add_argument("--optimizer", choices=sorted(OPTIMIZERS), default="adam", help="the optimizer (%(default)s)")
+    command.add_argument(
+        "--seed", type=seed, default=0, help="of initial weights, order of batches and held-out images (%(default)s)"
+    )
+    command.add_argument(
+        "--mode", choices=["static", "dynamic", "both"], default="both", help="how to train (%(default)s)"
+    )
+    command.add_argument(
+        "--out", type=Path, default=Path("runs/train"), help="folder for weights, checkpoint, picture (%(default)s)"
+    )
     command.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
     command.add_argument("--check", action="store_true", help="compare each compiled step with NumPy, and find NaNs")
     command.add_argument("--no-plot", action="store_true", help="draw no picture of the losses")
@@ -100,13 +110,13 @@ def run(options: argparse.Namespace) -> int:
             outcomes.append(trainer.train(stop))
             if mode == "static" and trainer.step.cache_info().currsize:
                 print(_plan_summary(trainer.step))
-            trainer.save(options.out)
+            saved = trainer.save(options.out)
             if stop.requested:
                 break
     print(_table(outcomes, images))
     if stop.requested:
         print("stopped by Ctrl-C; go on with --resume")
-    print(f"saved in {options.out}: weights.safetensors, checkpoint.safetensors")
+    print(f"saved in {options.out}: {', '.join(saved)}")
     if not options.no_plot:
         print(_plot(outcomes, options.out / "loss.png"))
     return INTERRUPTED if stop.requested else 0
@@ -216,14 +226,20 @@ class Trainer:
         found = np.asarray(self.predict(self.images.test))
         return float(np.mean(found == self.images.test_labels))
 
-    def save(self, folder: Path) -> None:
-        """Write the weights, a checkpoint from which `resume` goes on, and the compiled step for `inspect`."""
+    def save(self, folder: Path) -> list[str]:
+        """Write the weights, a checkpoint from which `resume` goes on, and the compiled step for `inspect`.
+
+        Returns:
+            The names of the files.
+        """
         extra = {"settings": self.settings, "schedule": self.schedule.state_dict(), "losses": self.outcome.losses}
-        path = folder / "checkpoint.safetensors"
-        save_checkpoint(path, model=self.model, optimizer=self.optimizer, step=self.done, extra=extra)
-        sg.save_file(self.model.state_dict(), folder / "weights.safetensors")
+        names = ["checkpoint.safetensors", "weights.safetensors"]
+        save_checkpoint(folder / names[0], model=self.model, optimizer=self.optimizer, step=self.done, extra=extra)
+        sg.save_file(self.model.state_dict(), folder / names[1])
         if self.outcome.mode == "static" and self.step.cache_info().currsize:
-            self.step.save(folder / "step.program")
+            names.append("step.program")
+            self.step.save(folder / names[2])
+        return names
 
     def resume(self, path: Path) -> None:
         """Take over the state that `save` wrote.

@@ -57,6 +57,14 @@ def test_what_is_put_is_got(cache):
     assert DiskCache(cache.directory).get("program", KEY) == b""
 
 
+def test_a_probe_leaves_nothing_and_finds_what_is_wrong(cache):
+    assert cache.probe()
+    assert cache.info().entries == {}
+    cache.directory.chmod(0o777)
+    assert not cache.probe()
+    assert "may be written by others" in cache.info().reason
+
+
 def test_info_counts(cache):
     cache.get("program", KEY)
     cache.put("program", KEY, b"12345")

@@ -10,7 +10,6 @@ import signal
 import struct
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -18,6 +17,7 @@ import pytest
 import staticgrad as sg
 from staticgrad.checkpoint import load_checkpoint
 from staticgrad.cli import main
+from staticgrad.kernels.cache import DiskCache
 
 QUICK = ["--hidden", "16", "--epochs", "2", "--batch-size", "128"]
 
@@ -39,6 +39,7 @@ def test_train_reports_each_mode_and_saves(capsys, tmp_path, mode):
     for name in ("static", "dynamic"):
         assert (f"\n{name} " in out) == (mode in (name, "both"))
     assert ("arena" in out) == (mode != "dynamic")
+    assert ("step.program" in out) == (mode != "dynamic") == (tmp_path / "step.program").exists()
     weights = sg.load_file(tmp_path / "weights.safetensors")
     assert weights["0.weight"].shape == (16, 64)
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
@@ -81,17 +82,18 @@ def test_resuming_gives_the_bits_of_an_unbroken_run(capsys, tmp_path, monkeypatc
 
 
 def test_ctrl_c_in_a_real_run_keeps_what_was_trained(tmp_path):
-    command = [sys.executable, "-m", "staticgrad", "train", "--epochs", "100000", "--mode", "static", "--no-plot"]
+    command = [sys.executable, "-m", "staticgrad", "train", "--epochs", "5000", "--mode", "static", "--no-plot"]
     process = subprocess.Popen(
-        [*command, "--out", str(tmp_path)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ
+        [*command, "--out", str(tmp_path)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
-    time.sleep(4)
+    first = process.stderr.readline()  # written at a tenth of the steps
+    assert first.startswith("static: step 11000 of 110000"), first + process.stderr.read()
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "Traceback" not in err
     assert "go on with --resume" in out
-    assert load_checkpoint(tmp_path / "checkpoint.safetensors").step > 0
+    assert 11000 <= load_checkpoint(tmp_path / "checkpoint.safetensors").step < 110000
     assert np.isfinite(np.asarray(sg.load_file(tmp_path / "weights.safetensors")["0.weight"])).all()
 
 
@@ -123,11 +125,23 @@ def test_what_is_wrong_with_the_data_is_one_line(capsys, tmp_path, idx_folder):
     code, _, err = run(capsys, "train", "--data", tmp_path / "absent")
     assert (code, err.count("\n")) == (1, 1)
     assert "absent" in err
+    code, _, err = run(capsys, "train", "--data", idx_folder / "train-images-idx3-ubyte.gz")
+    assert (code, err.count("\n")) == (1, 1)
+    assert "Not a directory" in err
     damaged = idx_folder / "train-images-idx3-ubyte.gz"
     damaged.write_bytes(damaged.read_bytes()[:40])
     code, _, err = run(capsys, "train", "--data", idx_folder)
     assert (code, err.count("\n")) == (1, 1)
     assert "train-images-idx3-ubyte.gz" in err
+
+
+def test_a_folder_that_may_not_be_read(capsys, tmp_path, monkeypatch):
+    def refused(path):
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+
+    monkeypatch.setattr(os, "listdir", refused)  # the superuser may read everything, so a mode of 000 shows nothing
+    code, _, err = run(capsys, "train", "--data", tmp_path)
+    assert (code, err) == (1, f"staticgrad train: {tmp_path}: Permission denied\n")
 
 
 @pytest.mark.parametrize(
@@ -192,9 +206,11 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_saves_nothing(capsys, tmp_pa
     with np.errstate(all="ignore"):
         for mode in ("static", "dynamic"):
             code, _, err = run(capsys, *options, "--mode", mode)
-            assert (code, err.count("\n")) == (1, 1)
-            assert "the loss is" in err
-            assert "--lr" in err
+            assert code == 1
+            *counted, said = err.splitlines()
+            assert all(line.startswith(f"{mode}: step") for line in counted)
+            assert "the loss is" in said
+            assert "--lr" in said
     assert list(tmp_path.iterdir()) == []
 
 
@@ -219,9 +235,12 @@ def test_resume_from_a_foreign_checkpoint(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["train", "--epochs", "0"], "--epochs"),
+        (["train", "--epochs", "0"], "--epochs: takes integers of at least 1; got '0'"),
         (["train", "--hidden", "8,x"], "--hidden"),
-        (["train", "--lr", "-1"], "--lr"),
+        (["train", "--lr", "-1"], "--lr: takes a number above 0; got '-1'"),
+        (["train", "--lr", "inf"], "above 0"),
+        (["train", "--seed", "-1"], "--seed: takes integers of at least 0; got '-1'"),
+        (["compare", "--save", "report.xyz"], "report.xyz"),
         (["train", "--mode", "fast"], "--mode"),
         (["train", "--batch-size", "5000"], "--batch-size 5000 is more than the 1438 images"),
         (["fly"], "invalid choice"),
@@ -244,9 +263,26 @@ def test_resume_without_a_checkpoint(capsys, tmp_path):
 def test_a_missing_extra_is_named(capsys, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     monkeypatch.setitem(sys.modules, "tqdm", None)
-    code, out, _ = run(capsys, "train", *QUICK, "--mode", "static", "--out", tmp_path)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    code, out, err = run(capsys, "train", *QUICK, "--mode", "static", "--out", tmp_path)
     assert code == 0
     assert 'pip install "staticgrad[cli]"' in out
+    assert "static: step 22 of 22\n" in err
+
+
+def test_a_terminal_gets_a_progress_bar(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    code, _, err = run(capsys, "train", *QUICK, "--mode", "static", "--no-plot", "--out", tmp_path)
+    assert code == 0
+    assert "| 0/22 [" in err
+
+
+@pytest.mark.parametrize("options", [["train", "--hidden", str(10**15)], ["compare", "--width", str(10**15)]])
+def test_a_model_that_does_not_fit_into_memory(capsys, tmp_path, monkeypatch, options):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run(capsys, *options)
+    assert (code, err.count("\n")) == (1, 1)
+    assert "not enough memory" in err
 
 
 # ---------------------------------------------------------------- the other commands
@@ -258,9 +294,9 @@ def test_compare_prints_and_saves(capsys, tmp_path, monkeypatch):
     assert code == 0
     assert "time per call" in out
     assert "arena" in (tmp_path / "report.md").read_text()
-    code, _, err = run(capsys, "compare", *options, "--save", tmp_path / "report.xyz")
-    assert code == 1
-    assert ".xyz" in err
+    code, out, err = run(capsys, "compare", *options, "--save", tmp_path / "absent" / "report.png")
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert f"no folder {tmp_path / 'absent'}" in err
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     code, _, err = run(capsys, "compare", *options, "--save", tmp_path / "report.png")
     assert (code, err.count("\n")) == (1, 1)
@@ -312,6 +348,21 @@ def test_doctor_in_words_and_as_json(capsys):
     assert found["numpy"] == np.__version__
     assert found["missing"] == []
     assert "CPU" in found["CUDA"]
+    assert found["cache"]["works"]
+    assert found["cache"]["directory"] == os.environ["STATICGRAD_CACHE_DIR"]
+    assert "probe" not in found["cache"]["entries"]
+
+
+def test_doctor_finds_a_cache_folder_that_cannot_serve(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("staticgrad.kernels.cache.default_cache", lambda: DiskCache(tmp_path))
+    tmp_path.chmod(0o777)
+    code, out, _ = run(capsys, "doctor")
+    assert code == 0
+    assert "may be written by others" in out
+    code, out, _ = run(capsys, "doctor", "--json")
+    found = json.loads(out)["cache"]
+    assert not found["works"]
+    assert "may be written by others" in found["problem"]
 
 
 def test_cache_info_and_clear(capsys):
@@ -319,6 +370,14 @@ def test_cache_info_and_clear(capsys):
     code, out, _ = run(capsys, "cache")
     assert code == 0
     assert os.environ["STATICGRAD_CACHE_DIR"] in out
+
+
+def test_cache_clear_empties_the_folder(capsys, tmp_path, monkeypatch):
+    cache = DiskCache(tmp_path / "cache")
+    assert cache.put("kernel", "0a", b"code")
+    monkeypatch.setattr("staticgrad.cli.cache.default_cache", lambda: cache)
+    code, out, _ = run(capsys, "cache", "clear")
+    assert (code, out.splitlines()) == (0, ["removed 1 entries", f"cache: {tmp_path / 'cache'}: empty, 0 bytes"])
 
 
 def test_help_is_quick_to_import():
