@@ -9,15 +9,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-import staticgrad as sg
 from staticgrad.cli import parser
+from staticgrad.cli.doctor import examine
 from staticgrad.cli.train import Trainer, load_images
 
 SEEDS = range(5)
@@ -43,6 +40,13 @@ def measure(arguments: list[str]) -> dict[str, Any]:
     return found
 
 
+def machine() -> dict[str, Any]:
+    """What the steps per second depend on."""
+    found = examine()
+    names = ("system", "processor", "cores", "BLAS", "BLAS threads", "python", "numpy", "numba", "staticgrad")
+    return {name: found[name] for name in names if name in found}
+
+
 def main() -> None:
     """Measure and write the results file."""
     command = argparse.ArgumentParser(description=__doc__)
@@ -50,12 +54,7 @@ def main() -> None:
     command.add_argument("--out", type=Path, default=OUT)
     options = command.parse_args()
     results = {
-        "machine": {
-            "processor": platform.machine(),
-            "python": platform.python_version(),
-            "numpy": np.__version__,
-            "staticgrad": sg.__version__,
-        },
+        "machine": machine(),
         "seeds": len(SEEDS),
         "digits": measure([]),
     }
