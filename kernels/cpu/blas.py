@@ -5,7 +5,7 @@
 opening the extension file maps the BLAS it is linked to. SciPy's own wheels prefix the names with `scipy_`, other
 builds do not. Where neither name is found, the published pointers are used.
 
-OpenBLAS also says, and can be told, how many threads it uses; the driver turns them off around small products.
+OpenBLAS also says, and can be told, how many threads it uses; the driver turns them off while a step runs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from staticgrad.kernels.cpu.driver import GET_THREADS, SET_THREADS
+from staticgrad.kernels.cpu.blas_calls import GET_THREADS, SET_THREADS
 
 _ROUTINES = {f"staticgrad_{name}": name for name in ("sgemm", "dgemm", "sgemv", "dgemv")}
 

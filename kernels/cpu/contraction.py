@@ -10,12 +10,12 @@ from staticgrad.graph.matrix_layout import MatrixLayout, matrix_layout
 from staticgrad.graph.members import Members
 from staticgrad.graph.node import Node, Shape
 from staticgrad.graph.views import Strided, broadcast_strides, own_storage
-from staticgrad.kernels.cpu.driver import Address, Fill, Gemm, Step
+from staticgrad.kernels.cpu.steps import Address, Fill, Gemm, Work
 
 AddressOf = Callable[[Node, int], Address]
 
 
-def lower_matmul(node: Node, members: Members, address: AddressOf) -> list[Step]:
+def lower_matmul(node: Node, members: Members, address: AddressOf) -> list[Work]:
     """The steps that compute a matmul: one for each stretch of the batch that has one stride.
 
     Args: `address(owner, offset)` gives the address of an element of an owner's storage.
@@ -29,7 +29,7 @@ def lower_matmul(node: Node, members: Members, address: AddressOf) -> list[Step]
     batch = node.shape[:-2]
     strides = [_batch_strides(view, batch) for view in (x, y, out)]
     outer, (count, *inner) = _batches(batch, strides)
-    steps: list[Step] = []
+    steps: list[Work] = []
     for offsets in outer:
         starts = [view.offset + offset for view, offset in zip((x, y, out), offsets, strict=True)]
         steps.append(_gemm(node, (x, y), starts, count, inner, address))

@@ -15,23 +15,43 @@ import numpy as np
 
 from staticgrad.graph.members import ARGUMENTS, Access, Member
 from staticgrad.graph.node import DType, Node
-from staticgrad.graph.structure import Level, Structure
+from staticgrad.graph.structure import SCRATCH_ALIGNMENT, Level, Structure
 from staticgrad.kernels.cpu.expressions import BOOL, elementwise_expression, literal
 from staticgrad.kernels.cpu.kernel import Call, Kernel, Operand
-from staticgrad.kernels.cpu.reduction_steps import FLOAT64, first_value, least_value, narrowed, step, stored_value
+from staticgrad.kernels.cpu.reduction_steps import (
+    FLOAT64,
+    accumulator_dtype,
+    first_value,
+    least_value,
+    narrowed,
+    step,
+    stored_value,
+)
 from staticgrad.kernels.cpu.structural import check_of
 
 CHUNK = 4096  # longest run of float additions in one accumulator; partial sums are added in float64
+GRAIN = 64  # elements of a flat loop that stay with one thread: whole cache lines
 _INT64 = np.dtype(np.int64)
 Pattern = tuple[int, tuple[int, ...]]  # offset, and strides along the axes
 
 
-def generate(structure: Structure, writes: Sequence[Node], shared: Mapping[Node, Node]) -> Call:
+def generate(
+    structure: Structure, writes: Sequence[Node], aliases: Mapping[Node, Node], *, shared: bool = False
+) -> Call:
     """The call that computes the structure's members and stores `writes`.
 
-    Args: `shared` gives for a written node the read one whose storage the plan lets it take; both are one pointer.
+    Args: `aliases` gives for a written node the read one whose storage the plan lets it take; both are one pointer.
+    With `shared`, threads will each make some of the turns of a loop that can be divided: what is added up over the
+    turns each one adds up in memory of its own, and the call's `join` adds up those.
     """
-    return _Generator(structure, writes, shared).call()
+    return _Generator(structure, writes, aliases, shared).call()
+
+
+def turns(structure: Structure) -> int:
+    """How many turns of the outermost loop different threads could make, 0 where they depend on each other."""
+    if structure.outer:
+        return structure.outer[0]
+    return structure.axes[0] if structure.axes and structure.rows is None else 0
 
 
 @dataclass
@@ -51,12 +71,22 @@ class _Pass:
 
 
 class _Generator:
-    def __init__(self, structure: Structure, writes: Sequence[Node], shared: Mapping[Node, Node]) -> None:
+    def __init__(
+        self, structure: Structure, writes: Sequence[Node], aliases: Mapping[Node, Node], shared: bool
+    ) -> None:
         self.structure = structure
         self.writes = set(writes)
-        self.shared = shared
+        self.aliases = aliases
         self.members = {member.node: member for member in structure.members}
         self.axes = structure.axes
+        self.turns = turns(structure)
+        level = structure.level
+        late = any(
+            found == Level.AFTER or (found == Level.BEFORE and node in self.writes) for node, found in level.items()
+        )
+        self.shared = shared and self.turns > 1
+        self.ranged = self.turns > 0 and (self.shared or not late)
+        self.joined = self.shared and late  # what is known after the loops is left to a call of its own
         self.names = {
             member.node: f"{'srts'[structure.level[member.node]]}{position}"
             for position, member in enumerate(structure.members)
@@ -71,6 +101,18 @@ class _Generator:
         self.temporaries = 0
         self.scratch = structure.scratch_offsets
         self.wide = set(structure.wide)
+        self.own_bytes = structure.scratch_bytes if self.shared else 0
+        if self.joined:
+            self._lay_out_parts()
+
+    def _lay_out_parts(self) -> None:
+        """Places in each thread's own memory for what it adds up."""
+        for member in self.structure.members:
+            node = member.node
+            if member.kind == "reduce" and self.structure.level[node] == Level.AFTER and node not in self.wide:
+                self.scratch[node] = self.own_bytes
+                nbytes = node.size * accumulator_dtype(node, wide=node.size == 1).itemsize
+                self.own_bytes += -(-nbytes // SCRATCH_ALIGNMENT) * SCRATCH_ALIGNMENT
 
     # ------------------------------------------------------------ the whole kernel
 
@@ -83,7 +125,8 @@ class _Generator:
         indent = ""
         if self.axes:
             for axis, extent in enumerate(self.structure.outer):
-                lines.append(f"{indent}for i{axis} in range({extent}):")
+                run = "begin, end" if self.ranged and axis == 0 else str(extent)
+                lines.append(f"{indent}for i{axis} in range({run}):")
                 indent += "    "
                 lines += [indent + line for line in self.hoisted[axis + 1]]
             block = list(rows[0])
@@ -91,7 +134,54 @@ class _Generator:
                 block += self._inner_loops(found) + row
             lines += [indent + line for line in block]
         lines += after
-        return Call(self._kernel(lines), tuple(self.operands))
+        kernel, join = self._kernel(lines), self._join() if self.joined else None
+        grain = 1 if self.structure.outer else GRAIN
+        return Call(kernel, tuple(self.operands), self.turns if self.ranged else 0, grain, self.own_bytes, join)
+
+    def _join(self) -> Call:
+        """The call that brings together what the threads have added up, and computes what depends on it."""
+        other = _Generator(self.structure, [*self.writes], self.aliases, True)
+        before, after = other._before(last=True), other._joined()
+        return Call(other._kernel([*other.hoisted[0], *before, *after]), tuple(other.operands))
+
+    def _joined(self) -> list[str]:
+        """Results from the parts that the threads have left; `begin` is 0 and `end` the number of threads here."""
+        lines = []
+        for member in self.structure.members:
+            node = member.node
+            if self.structure.level[node] != Level.AFTER:
+                continue
+            name = self.names[node]
+            if member.kind == "map":
+                lines.append(f"{name} = {self._value(member, self._operands(member, None), '0')}")
+            else:
+                wide = node in self.wide or node.size == 1
+                dtype = accumulator_dtype(node, wide)
+                parts = self._pointer("joint", node, dtype, self.scratch[node])
+                distance = self.own_bytes // dtype.itemsize
+                if node.size == 1:
+                    part = stored_value(f"{parts}[t * {distance}]", node)
+                    lines += [
+                        f"u{name[1:]} = {first_value(node, wide=True)}",
+                        "for t in range(begin, end):",
+                        f"    u{name[1:]} = {step(node, f'u{name[1:]}', part, wide=True)}",
+                        f"{name} = {narrowed(node, f'u{name[1:]}')}",
+                    ]
+                else:
+                    total = stored_value(f"{parts}[i]", node)
+                    part = stored_value(f"{parts}[t * {distance} + i]", node)
+                    result = narrowed(node, f"{parts}[i]") if wide else f"{parts}[i]"
+                    lines += [
+                        "for t in range(begin + 1, end):",
+                        f"    for i in range({node.size}):",
+                        f"        {parts}[i] = {step(node, total, part, wide=wide)}",
+                        f"for i in range({node.size}):",
+                        f"    {self._storage(node)}[i] = {result}",
+                    ]
+                    continue
+            if node in self.writes:
+                lines.append(f"{self._storage(node)}[0] = {name}")
+        return lines
 
     def _kernel(self, lines: Sequence[str]) -> Kernel:
         names = [f"p{position}" for position in range(len(self.operands))]
@@ -100,31 +190,31 @@ class _Generator:
             for name, operand, dtype in zip(names, self.operands, self.dtypes, strict=True)
         ]
         text = [
-            f"def kernel({', '.join(names)}):",
+            f"def kernel({', '.join(names + ['begin', 'end'] * self.ranged)}):",
             *self._title(),
             "",
             *about,
             '    """',
             *(f"    {line}" for line in lines),
         ]
-        return Kernel("\n".join(text) + "\n", tuple(self.dtypes))
+        return Kernel("\n".join(text) + "\n", tuple(self.dtypes), self.ranged)
 
     def _title(self) -> list[str]:
         ops = " ".join(member.node.op.name for member in self.structure.members)
         return textwrap.wrap(f'"""{ops}', 100, initial_indent="    ", subsequent_indent="    ")
 
     def _about(self, operand: Operand, dtype: DType) -> str:
-        if operand.kind == "scratch" and operand.node is not None:
+        if operand.kind in ("scratch", "own", "joint") and operand.node is not None:
             elements = operand.node.size if operand.node in self.wide else self.structure.row_size
             return f"{dtype}, working memory of {elements} elements"
         if operand.kind != "storage" or operand.node is None:
             return f"{dtype}, where errors are reported"
-        in_place = operand.node in self.shared or operand.node in self.shared.values()
+        in_place = operand.node in self.aliases or operand.node in self.aliases.values()
         how = "read and written in place" if in_place else "written" if operand.node in self.writes else "read"
-        return f"{dtype}[{operand.node.size}], {how}"
+        return f"{dtype}, {how}" if self.ranged else f"{dtype}[{operand.node.size}], {how}"
 
     def _pointer(self, kind: str, node: Node | None, dtype: DType, offset: int = 0) -> str:
-        key = (kind, self.shared.get(node, node) if kind == "storage" and node is not None else node, offset)
+        key = (kind, self.aliases.get(node, node) if kind == "storage" and node is not None else node, offset)
         if key not in self.pointers:
             self.pointers[key] = f"p{len(self.operands)}"
             self.operands.append(Operand(kind, node, offset))  # type: ignore[arg-type]
@@ -133,6 +223,10 @@ class _Generator:
 
     def _storage(self, node: Node) -> str:
         return self._pointer("storage", node, node.dtype)
+
+    def _working(self, node: Node, dtype: DType) -> str:
+        """The pointer to the node's working memory."""
+        return self._pointer("own" if self.shared else "scratch", node, dtype, self.scratch[node])
 
     # ------------------------------------------------------------ loads
 
@@ -171,7 +265,7 @@ class _Generator:
         Where a view starts goes into the address, so that reads of one shape at different places, such as the steps
         of a sequence, are one kernel. Storage that is also written has one pointer only.
         """
-        fixed = access.owner.op.name == "iota" or access.owner in self.shared.values()
+        fixed = access.owner.op.name == "iota" or access.owner in self.aliases.values()
         return 0 if fixed else access.offset
 
     def _element(self, owner: Node, base: int, index: str) -> str:
@@ -227,13 +321,14 @@ class _Generator:
         code = self._pointer("error", node, _INT64)
         return f"{check_of(node)}({index}, {extent}, {status}, {code})"
 
-    def _before(self) -> list[str]:
+    def _before(self, last: bool = False) -> list[str]:
+        """Single values known before the loops. Where threads share the loops, the `last` call stores them."""
         lines = []
         for member in self.structure.members:
             if self.structure.level[member.node] == Level.BEFORE:
                 value = self._value(member, self._operands(member, None), "0")
                 lines.append(f"{self.names[member.node]} = {value}")
-                if member.node in self.writes:
+                if member.node in self.writes and (last or not self.joined):
                     lines.append(f"{self._storage(member.node)}[0] = {self.names[member.node]}")
         return lines
 
@@ -331,7 +426,7 @@ class _Generator:
         if node in self.writes:
             return f"{self._storage(node)}[{self._contiguous(scope)}]"
         if node in self.scratch:
-            pointer = self._pointer("scratch", node, node.dtype, self.scratch[node])
+            pointer = self._working(node, node.dtype)
             strides = self.structure.strides(((self.structure.size, 1),), self.structure.size)
             inner = (0,) * len(self.structure.outer) + strides[len(self.structure.outer) :]
             return f"{pointer}[{self._run((0, inner), scope)}]"
@@ -415,10 +510,10 @@ class _Generator:
         return f"{place} = {step(node, stored_value(place, node), value, wide=node in self.wide)}"
 
     def _sums(self, node: Node) -> str:
-        """The pointer to where several results are added up: their own storage, or working memory in float64."""
+        """The pointer to where several results are added up: their own storage, or working memory."""
         if node in self.wide:
-            return self._pointer("scratch", node, FLOAT64, self.scratch[node])
-        return self._storage(node)
+            return self._working(node, FLOAT64)
+        return self._working(node, node.dtype) if self.joined else self._storage(node)
 
     def _accumulators(self) -> tuple[list[str], list[str]]:
         """What stands before all loops and after them for results that the loops add up."""
@@ -429,18 +524,23 @@ class _Generator:
                 continue
             name = self.names[node]
             if member.kind == "map":
-                after.append(f"{name} = {self._value(member, self._operands(member, None), '0')}")
+                if not self.joined:
+                    after.append(f"{name} = {self._value(member, self._operands(member, None), '0')}")
             elif node.size == 1:
                 initial.append(f"u{name[1:]} = {first_value(node, wide=True)}")
-                after.append(f"{name} = {narrowed(node, f'u{name[1:]}')}")
+                if self.joined:
+                    part = self._working(node, accumulator_dtype(node, wide=True))
+                    after.append(f"{part}[0] = u{name[1:]}")
+                else:
+                    after.append(f"{name} = {narrowed(node, f'u{name[1:]}')}")
             else:
                 first = first_value(node, wide=node in self.wide)
                 initial += [f"for i in range({node.size}):", f"    {self._sums(node)}[i] = {first}"]
-                if node in self.wide:
+                if node in self.wide and not self.joined:
                     value = narrowed(node, f"{self._sums(node)}[i]")
                     after += [f"for i in range({node.size}):", f"    {self._storage(node)}[i] = {value}"]
                 continue
-            if node in self.writes:
+            if node in self.writes and not self.joined:
                 after.append(f"{self._storage(node)}[0] = {name}")
         return initial, after
 
@@ -457,12 +557,13 @@ class _Generator:
             lines += [indent + line for line in scope.loads.get(axis + 1, ())]
         lines += [f"{indent}{name} = {value}" for name, value in scope.bases.items()]
         extent = self.axes[last]
+        begin, end = ("begin", "end") if self.ranged and last == 0 else ("0", str(extent))
         if scope.sums and extent > CHUNK:
-            lines.append(f"{indent}for start in range(0, {extent}, {CHUNK}):")
+            lines.append(f"{indent}for start in range({begin}, {end}, {CHUNK}):")
             indent += "    "
-            counters = f"range(start, min(start + {CHUNK}, {extent}))"
+            counters = f"range(start, min(start + {CHUNK}, {end}))"
         else:
-            counters = f"range({extent})"
+            counters = f"range({begin}, {end})" if begin == "begin" else f"range({end})"
         lines += [indent + line for line in scope.start]
         lines.append(f"{indent}for i{last} in {counters}:")
         lines += [f"{indent}    {line}" for line in scope.body]

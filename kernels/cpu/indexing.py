@@ -6,7 +6,7 @@ import math
 
 from staticgrad.graph.node import Node, Shape
 from staticgrad.kernels.cpu.expressions import literal
-from staticgrad.kernels.cpu.structural import check_of, lowering, nest
+from staticgrad.kernels.cpu.structural import GRAIN, check_of, lowering, nest
 
 
 def _around(shape: Shape, axis: int) -> tuple[int, int]:
@@ -29,7 +29,14 @@ def _all_wrong(count: int) -> list[str]:
     return report if count else ["pass"]
 
 
-@lowering("take", checks_index=True)
+def _rows_taken(node: Node) -> int:
+    """The number of indices, where each selects one run of elements."""
+    x, indices = node.operands
+    before, _ = _around(x.shape, node.attributes["axis"])
+    return indices.size if before == 1 and node.size and x.shape[node.attributes["axis"]] else 0
+
+
+@lowering("take", checks_index=True, turns=_rows_taken)
 def take(node: Node) -> list[str]:
     """out[a, i, b] = x[a, indices[i], b]."""
     x, indices = node.operands
@@ -46,7 +53,7 @@ def take(node: Node) -> list[str]:
             f"for i1 in range({after}):",
             "    out[start + i1] = x0[place + i1]",
         ]
-        return nest((indices.size,), row)
+        return nest(("begin, end",), row)
     row = [
         f"place = (i0 * {extent} + {check_of(node)}(x1[i1], {extent}, status, code)) * {after}",
         f"start = (i0 * {indices.size} + i1) * {after}",
@@ -56,7 +63,14 @@ def take(node: Node) -> list[str]:
     return nest((before, indices.size), row)
 
 
-@lowering("scatter_add", checks_index=True)
+def _columns_added(node: Node) -> int:
+    """The length of the runs that are added: threads may share them by column, and every sum keeps its order."""
+    x, _ = node.operands
+    before, after = _around(node.shape, node.attributes["axis"])
+    return after if before == 1 and after >= 2 * GRAIN and x.size and node.size else 0
+
+
+@lowering("scatter_add", checks_index=True, turns=_columns_added)
 def scatter_add(node: Node) -> list[str]:
     """out[a, indices[i], b] += x[a, i, b], from zeros, in the order of the indices."""
     x, indices = node.operands
@@ -66,13 +80,19 @@ def scatter_add(node: Node) -> list[str]:
         return _all_wrong(x.size) if indices.size else ["pass"]
     if x.size == 0:
         return _cleared(node)
+    columns = "begin, end" if _columns_added(node) else str(after)
     row = [
         f"place = (i0 * {extent} + {check_of(node)}(x1[i1], {extent}, status, code)) * {after}",
         f"start = (i0 * {indices.size} + i1) * {after}",
-        f"for i2 in range({after}):",
+        f"for i2 in range({columns}):",
         "    out[place + i2] = out[place + i2] + x0[start + i2]",
     ]
-    return [*_cleared(node), *nest((before, indices.size), row)]
+    clear = [
+        f"for i0 in range({node.size // after}):",
+        f"    for i2 in range({columns}):",
+        f"        out[i0 * {after} + i2] = {literal(0, node.dtype)}",
+    ]
+    return [*(clear if _columns_added(node) else _cleared(node)), *nest((before, indices.size), row)]
 
 
 @lowering("take_along_axis", checks_index=True)

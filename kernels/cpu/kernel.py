@@ -17,12 +17,15 @@ ERROR_WORDS = 3  # status block: error code (1 + position in the error table; 0 
 class Kernel:
     """Source of `def kernel(p0, p1, …)` and the dtypes behind its pointers. Equal text is one kernel.
 
+    A `ranged` kernel takes two more numbers: the turns [begin, end) of its outermost loop.
+
     The source depends on positions, shapes and strides only, never on the user's names or files, so that equal groups
     of nodes give equal text.
     """
 
     source: str
     dtypes: tuple[DType, ...]
+    ranged: bool = False
 
     @cached_property
     def symbol(self) -> str:
@@ -34,20 +37,33 @@ class Kernel:
 class Operand:
     """What a call passes for one pointer: a value's storage, working memory, or where errors are reported.
 
-    `node` is the owner of the storage for "storage", and the node that reports for "error"; `offset` is in bytes.
+    Working memory is "scratch" where the plan has a place for it, and "own" where each thread has some of its own;
+    "joint" is that of the first thread, which the others' follow. `node` is the owner of the storage for "storage",
+    and the node that reports for "error"; `offset` is in bytes.
     """
 
-    kind: Literal["storage", "scratch", "status", "error"]
+    kind: Literal["storage", "scratch", "own", "joint", "status", "error"]
     node: Node | None = None
     offset: int = 0
 
 
 @dataclass(frozen=True)
 class Call:
-    """A kernel with the operands of one call."""
+    """A kernel with the operands of one call.
+
+    Attributes:
+        extent: turns of a ranged kernel's outermost loop.
+        grain: turns that should stay together when threads share them.
+        own_bytes: working memory for each thread that takes part.
+        join: the call that brings together what the threads have left in theirs.
+    """
 
     kernel: Kernel
     operands: tuple[Operand, ...]
+    extent: int = 0
+    grain: int = 1
+    own_bytes: int = 0
+    join: Call | None = None
 
 
 def kernel_llvm(kernel: Kernel) -> str:
@@ -56,7 +72,7 @@ def kernel_llvm(kernel: Kernel) -> str:
 
     namespace: dict[str, Any] = dict(_names())
     exec(compile(kernel.source, f"<{kernel.symbol}>", "exec"), namespace)
-    return kernel_ir(namespace["kernel"], kernel.dtypes, kernel.symbol)
+    return kernel_ir(namespace["kernel"], kernel.dtypes, kernel.symbol, ranged=kernel.ranged)
 
 
 @cache

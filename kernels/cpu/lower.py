@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from staticgrad.graph.fusion import structure_of
@@ -10,12 +10,17 @@ from staticgrad.graph.group import Group
 from staticgrad.graph.lifetimes import last_check
 from staticgrad.graph.members import Members
 from staticgrad.graph.node import Graph, Node
-from staticgrad.graph.plan import Place, Plan
+from staticgrad.graph.plan import ALIGNMENT, Place, Plan
+from staticgrad.graph.structure import Structure
 from staticgrad.kernels.cpu.contraction import lower_matmul
-from staticgrad.kernels.cpu.driver import Address, Arena, Argument, Check, Copy, Fill, KernelCall, Step
-from staticgrad.kernels.cpu.fused import generate
+from staticgrad.kernels.cpu.costs import BYTE, call_cost, fused_cost, product_cost
+from staticgrad.kernels.cpu.driver import STATUS_BYTES
+from staticgrad.kernels.cpu.fused import generate, turns
 from staticgrad.kernels.cpu.kernel import Call, Kernel, Operand
+from staticgrad.kernels.cpu.phases import PARALLEL_FROM, SHARE_FROM, Range, Task, on_one_thread, on_threads
+from staticgrad.kernels.cpu.steps import Address, Arena, Argument, Check, Copy, Fill, Gemm, KernelCall, Step, Work
 from staticgrad.kernels.cpu.structural import lower_call
+from staticgrad.kernels.cpu.threads import thread_count
 
 POISON = 0xFF  # every float of these bytes is NaN
 NOWHERE = Arena(0)  # the address of a value without elements
@@ -25,13 +30,14 @@ NOWHERE = Arena(0)  # the address of a value without elements
 class Lowered:
     """What runs: kernels by symbol, steps in order, and the nodes that may report an error, by error code.
 
-    `starts` gives the first step of each group of the plan, and after those the first of the copies at the end.
+    `parallel` says whether the steps are for all threads; each of them needs `own_bytes` of memory behind the arena.
     """
 
     kernels: dict[str, Kernel] = field(default_factory=dict)
     steps: list[Step] = field(default_factory=list)
-    starts: list[int] = field(default_factory=list)
     errors: list[Node] = field(default_factory=list)
+    parallel: bool = False
+    own_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -62,12 +68,15 @@ class Table:
         return Argument(self.entry(place), place.offset + offset)
 
 
-def lower(graph: Graph, plan: Plan, *, poison: bool = False) -> Lowered:
+def lower(graph: Graph, plan: Plan, *, poison: bool = False, stamp: str = "") -> Lowered:
     """The kernels and steps that run `plan`.
 
-    Args: with `poison`, the arena is filled with NaN before the run, and each slot again when nobody needs it any more.
+    Args:
+        poison: fill the arena with NaN before the run, and each slot again when nobody needs it any more.
+        stamp: a kernel that writes 16 bytes, to be called twice at first, then after each group and at the end, with
+            places in a table entry that follows all others.
     """
-    return _Lowering(graph, plan).run(poison)
+    return _Lowering(graph, plan).run(poison, stamp)
 
 
 class _Lowering:
@@ -76,47 +85,111 @@ class _Lowering:
         self.table = Table(len(graph.inputs), len(graph.outputs), len(plan.constants))
         self.members = Members()
         self.lowered = Lowered()
+        self.tasks: list[Task] = []
+        self.own_start = -(-plan.peak_bytes // ALIGNMENT) * ALIGNMENT
+        self.structures: dict[Group, Structure] = {
+            group: structure_of(group.nodes, group.writes, self.members)
+            for group in plan.groups
+            if group.kind == "fused" and _has_work(group)
+        }
+        self.costs = {group: self._cost(group) for group in plan.groups}
 
-    def run(self, poison: bool) -> Lowered:
-        plan, steps = self.plan, self.lowered.steps
+    def run(self, poison: bool, stamp: str) -> Lowered:
+        plan, lowered = self.plan, self.lowered
+        lowered.parallel = thread_count() > 1 and self._work_to_share() >= PARALLEL_FROM
+        if stamp:
+            self._stamp(stamp, 0)
+            self._stamp(stamp, 1)
         if poison and plan.peak_bytes:
-            steps.append(Fill(Arena(0), plan.peak_bytes, POISON))
+            self._add(Fill(Arena(0), plan.peak_bytes, POISON), writes=[Range("arena", 0, plan.peak_bytes)])
         may_fail = last_check(plan.groups)
         for position, (group, frees) in enumerate(zip(plan.groups, plan.frees, strict=True)):
-            self.lowered.starts.append(len(steps))
             self._group(group)
             if position == may_fail:  # nothing before here has written state
-                steps.append(Check(Argument(0)))
+                self.tasks.append(Task(Check(Argument(0))))
             if poison:
-                steps += [Fill(Arena(offset), size, POISON) for offset, size in frees if size]
-        self.lowered.starts.append(len(steps))
+                for offset, size in frees:
+                    if size:
+                        poisoned = Range("arena", offset, offset + size)
+                        self._add(Fill(Arena(offset), size, POISON), writes=[poisoned])
+            if stamp:
+                self._stamp(stamp, position + 2)
         for source, target, size in plan.copies:
             if size:
-                steps.append(Copy(self.table.address(source), self.table.address(target), size))
-        return self.lowered
+                copy = Copy(self.table.address(source), self.table.address(target), size)
+                self._add(copy, [_range(source, size)], [_range(target, size)], cost=2 * size * BYTE)
+        if stamp:
+            self._stamp(stamp, len(plan.groups) + 2)
+        lowered.steps = on_threads(self.tasks, thread_count()) if lowered.parallel else on_one_thread(self.tasks)
+        return lowered
+
+    # ------------------------------------------------------------ what to share
+
+    def _cost(self, group: Group) -> float:
+        traffic = sum(node.nbytes for node in (*group.reads, *group.writes))
+        if group in self.structures:
+            return fused_cost(self.structures[group], traffic)
+        if group.kind == "matmul":
+            node = group.nodes[0]
+            terms = node.operands[0].shape[-2 if node.attributes.get("transpose_x") else -1]
+            return product_cost(node.size * terms)
+        return call_cost(group.nodes[0])
+
+    def _work_to_share(self) -> float:
+        return sum(cost for group, cost in self.costs.items() if cost >= SHARE_FROM and self._can_be_shared(group))
+
+    def _can_be_shared(self, group: Group) -> bool:
+        if group in self.structures:
+            return turns(self.structures[group]) > 1
+        return group.kind == "matmul"
+
+    # ------------------------------------------------------------ tasks
+
+    def _add(self, work: Work, reads: Sequence[Range] = (), writes: Sequence[Range] = (), cost: float = 0.0) -> None:
+        self.tasks.append(Task(work, tuple(reads), tuple(writes), cost))
+
+    def _stamp(self, symbol: str, number: int) -> None:
+        place = Argument(self.table.size, 16 * number)
+        self.tasks.append(Task(KernelCall(symbol, (place,)), alone=True))
 
     def _group(self, group: Group) -> None:
+        places = self.plan.places
+        reads = [_range(places[node], node.nbytes) for node in group.reads if node in places]
+        writes = [_range(places[node], node.nbytes) for node in group.writes if node in places]
+        cost = self.costs[group]
         if group.kind == "matmul":
-            self.lowered.steps += lower_matmul(group.nodes[0], self.members, self._element)
-        elif any(node.size for node in group.writes):
+            found = lower_matmul(group.nodes[0], self.members, self._element)
+            for step in found:
+                share = step.multiplications if isinstance(step, Gemm) else 0
+                self._add(step, reads, writes, product_cost(share))
+        elif _has_work(group):
             call = self._fused(group) if group.kind == "fused" else lower_call(group.nodes[0], self.members)
-            self._call(call, self.plan.scratch.get(group))
+            scratch = self.plan.scratch.get(group)
+            if scratch is not None:
+                writes.append(_range(scratch, group.scratch_bytes))
+            if call.own_bytes:
+                self.lowered.own_bytes = max(self.lowered.own_bytes, call.own_bytes)
+                writes.append(Range("own", 0, 1))
+            self._add(self._call(call, call, scratch), reads, writes, cost)
+            if call.join is not None:
+                self._add(self._call(call.join, call, scratch, joins=True), reads, writes)
 
     def _fused(self, group: Group) -> Call:
         places = self.plan.places
-        shared: Mapping[Node, Node] = {
+        aliases: Mapping[Node, Node] = {
             written: read for written, read in group.in_place if places[written] == places.get(read)
         }
-        return generate(structure_of(group.nodes, group.writes, self.members), group.writes, shared)
+        shared = self.lowered.parallel and self.costs[group] >= SHARE_FROM
+        return generate(self.structures[group], group.writes, aliases, shared=shared)
 
-    def _call(self, call: Call, scratch: Place | None) -> None:
+    def _call(self, call: Call, main: Call, scratch: Place | None, *, joins: bool = False) -> KernelCall:
         kernel = self.lowered.kernels.setdefault(call.kernel.symbol, call.kernel)
-        addresses = tuple(self._address(operand, scratch) for operand in call.operands)
-        self.lowered.steps.append(KernelCall(kernel.symbol, addresses))
+        addresses = tuple(self._address(operand, scratch, main.own_bytes) for operand in call.operands)
+        return KernelCall(kernel.symbol, addresses, call.extent, call.grain, joins)
 
-    def _address(self, operand: Operand, scratch: Place | None) -> Address:
+    def _address(self, operand: Operand, scratch: Place | None, own_bytes: int) -> Address:
         if operand.kind == "status":
-            return Argument(0)
+            return Argument(0, 0, STATUS_BYTES)
         if operand.kind == "error":
             assert operand.node is not None
             self.lowered.errors.append(operand.node)
@@ -124,6 +197,8 @@ class _Lowering:
         if operand.kind == "scratch":
             assert scratch is not None
             return self.table.address(scratch, operand.offset)
+        if operand.kind in ("own", "joint"):
+            return Arena(self.own_start + operand.offset, own_bytes if operand.kind == "own" else 0)
         assert operand.node is not None
         place = self.plan.places.get(operand.node)
         return NOWHERE if place is None else self.table.address(place, operand.offset)
@@ -131,3 +206,13 @@ class _Lowering:
     def _element(self, owner: Node, offset: int) -> Address:
         place = self.plan.places.get(owner)
         return NOWHERE if place is None else self.table.address(place, offset * owner.dtype.itemsize)
+
+
+def _has_work(group: Group) -> bool:
+    return any(node.size for node in group.writes)
+
+
+def _range(place: Place, nbytes: int) -> Range:
+    if place.space == "arena":
+        return Range("arena", place.offset, place.offset + nbytes)
+    return Range((place.space, place.index), place.offset, place.offset + nbytes)

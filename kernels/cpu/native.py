@@ -22,8 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from staticgrad import graph
-from staticgrad.kernels.cpu import blas
-from staticgrad.kernels.cpu.driver import BLAS_SYMBOLS, ENTRY, KernelCall, Step, driver_ir
+from staticgrad.kernels.cpu import blas, threads
+from staticgrad.kernels.cpu.blas_calls import BLAS_SYMBOLS
+from staticgrad.kernels.cpu.driver import ENTRY, driver_ir
+from staticgrad.kernels.cpu.steps import KernelCall, Owned, Step
 
 FORMAT_VERSION = 1
 _MAGIC = b"SGOBJECT"
@@ -54,16 +56,17 @@ def record_compile() -> None:
         _compiles += 1
 
 
-def build(kernels: Mapping[str, str], steps: Sequence[Step]) -> bytes:
+def build(kernels: Mapping[str, str], steps: Sequence[Step], *, parallel: bool = False) -> bytes:
     """Link the kernels' IR with a driver for the steps and emit one object for this CPU.
 
-    Args: `kernels` maps a symbol to the optimised IR that defines it; `steps` run in order.
+    Args: `kernels` maps a symbol to the optimised IR that defines it; `steps` run in order, with `parallel` on all
+    threads of the pool.
     Returns bytes for `load`: the object file behind a small header that names the host and the symbols it needs.
     Raises ValueError when a step calls a kernel that is not there, or with a different number of pointers, and
     RuntimeError when a kernel needs a symbol that a fresh process could not find.
     """
     with _llvm() as llvm:
-        return _build(llvm, kernels, steps)
+        return _build(llvm, kernels, steps, parallel)
 
 
 def load(program: bytes) -> Callable[[int, int], None]:
@@ -106,13 +109,14 @@ def optimised(llvm: Any, module: Any, symbol: str) -> str:
     return str(module)
 
 
-def _build(llvm: Any, kernels: Mapping[str, str], steps: Sequence[Step]) -> bytes:
-    called = {step.symbol for step in steps if isinstance(step, KernelCall)}
+def _build(llvm: Any, kernels: Mapping[str, str], steps: Sequence[Step], parallel: bool) -> bytes:
+    calls = kernel_calls(steps)
+    called = {call.symbol for call in calls}
     library = llvm.parse_assembly("")
     for symbol in sorted(called & kernels.keys()):
         library.link_in(llvm.parse_assembly(kernels[symbol]))
-    _check_calls(library, steps)
-    driver = llvm.parse_assembly(driver_ir(steps))
+    _check_calls(library, calls)
+    driver = llvm.parse_assembly(driver_ir(steps, parallel=parallel))
     _make_internal(driver, keep={ENTRY})
     driver.verify()
     externals = sorted(_externals(library) | (_externals(driver) - called))
@@ -244,17 +248,21 @@ def _source_digest() -> str:
     return digest.hexdigest()[:16]
 
 
-def _check_calls(module: Any, steps: Sequence[Step]) -> None:
+def kernel_calls(steps: Sequence[Step]) -> list[KernelCall]:
+    """The calls of kernels among the steps, in order."""
+    work = (step.work if isinstance(step, Owned) else step for step in steps)
+    return [step for step in work if isinstance(step, KernelCall)]
+
+
+def _check_calls(module: Any, calls: Sequence[KernelCall]) -> None:
     arity = {f.name: sum(1 for _ in f.arguments) for f in module.functions if not f.is_declaration}
-    for step in steps:
-        if isinstance(step, KernelCall):
-            parameters = arity.get(step.symbol)
-            if parameters is None:
-                raise ValueError(f"build: every kernel a step calls must be given; {step.symbol} is not; add its IR")
-            if parameters != len(step.addresses):
-                raise ValueError(
-                    f"build: {step.symbol} takes {parameters} pointers; a step passes {len(step.addresses)}"
-                )
+    for call in calls:
+        parameters = arity.get(call.symbol)
+        if parameters is None:
+            raise ValueError(f"build: every kernel a step calls must be given; {call.symbol} is not; add its IR")
+        given = len(call.addresses) + (2 if call.extent or call.per_thread else 0)
+        if parameters != given:
+            raise ValueError(f"build: {call.symbol} takes {parameters} arguments; a step passes {given}")
 
 
 def _make_internal(module: Any, keep: Collection[str]) -> None:
@@ -272,6 +280,8 @@ def _externals(module: Any) -> set[str]:
 def _resolve_all(llvm: Any, names: Collection[str]) -> None:
     if not BLAS_SYMBOLS.isdisjoint(names):
         blas.register()
+    if not threads.POOL_SYMBOLS.isdisjoint(names):
+        threads.start(llvm, _new_machine(2))
     for name in names:
         _resolve(llvm, name)
 

@@ -53,28 +53,30 @@ FASTMATH = frozenset({"contract"})
 _NUMBA_NAME = re.compile(r'!"_ZN[^"]*"')
 
 
-def kernel_ir(function: Callable[..., None], pointer_types: Sequence[np.dtype[Any]], symbol: str) -> str:
+def kernel_ir(
+    function: Callable[..., None], pointer_types: Sequence[np.dtype[Any]], symbol: str, *, ranged: bool = False
+) -> str:
     """LLVM IR of `void symbol(T0 *noalias, T1 *noalias, ...)`, optimised for this CPU.
 
     Args: `function` takes one raw pointer per entry of `pointer_types`, indexes it (`p0[i]`), returns and raises
     nothing; `pointer_types` are the NumPy dtypes behind the pointers, where bool is seen as uint8 (0 or 1: test it with
-    `!= 0`; a comparison may be stored as it is).
+    `!= 0`; a comparison may be stored as it is). With `ranged`, two int64 follow the pointers.
     Raises numba.core.errors.NumbaError when the function does not compile.
     """
     arguments = tuple(types.CPointer(_element_type(np.dtype(dtype))) for dtype in pointer_types)
     with global_compiler_lock, llvm_lock() as llvm:
         record_compile()
-        return _compile(llvm, function, arguments, symbol)
+        return _compile(llvm, function, arguments, 2 if ranged else 0, symbol)
 
 
-def _compile(llvm: Any, function: Callable[..., None], arguments: tuple[Any, ...], symbol: str) -> str:
+def _compile(llvm: Any, function: Callable[..., None], pointers: tuple[Any, ...], numbers: int, symbol: str) -> str:
     target = registry.cpu_target.target_context
     library = _Library(target.codegen(), symbol)
     result = compile_extra(
         registry.cpu_target.typing_context,
         target,
         function,
-        arguments,
+        (*pointers, *[types.int64] * numbers),
         types.void,
         _flags(),
         {},
@@ -82,7 +84,7 @@ def _compile(llvm: Any, function: Callable[..., None], arguments: tuple[Any, ...
         pipeline_class=_KernelCompiler,
     )
     module = library.link(llvm)
-    module.link_in(llvm.parse_assembly(_wrapper(symbol, result.fndesc.mangled_name, len(arguments))))
+    module.link_in(llvm.parse_assembly(_wrapper(symbol, result.fndesc.mangled_name, len(pointers), numbers)))
     return _NUMBA_NAME.sub('!""', optimised(llvm, module, symbol))
 
 
@@ -165,13 +167,13 @@ class _Library(codegen.CodeLibrary):
         raise NotImplementedError("a kernel's library holds no machine code")
 
 
-def _wrapper(symbol: str, kernel: str, pointers: int) -> str:
+def _wrapper(symbol: str, kernel: str, pointers: int, numbers: int) -> str:
     """The plain C signature around Numba's own: a return slot and an exception slot come first there, both unused."""
-    parameters = ", ".join(f"ptr noalias %p{i}" for i in range(pointers))
-    arguments = "".join(f", ptr %p{i}" for i in range(pointers))
+    parameters = [f"ptr noalias %p{i}" for i in range(pointers)] + [f"i64 %n{i}" for i in range(numbers)]
+    arguments = "".join(f", ptr %p{i}" for i in range(pointers)) + "".join(f", i64 %n{i}" for i in range(numbers))
     return f"""
-declare i32 @"{kernel}"(ptr, ptr{", ptr" * pointers})
-define void @"{symbol}"({parameters}) {{
+declare i32 @"{kernel}"(ptr, ptr{", ptr" * pointers}{", i64" * numbers})
+define void @"{symbol}"({", ".join(parameters)}) {{
   %result = alloca ptr
   %exception = alloca ptr
   %status = call i32 @"{kernel}"(ptr %result, ptr %exception{arguments})

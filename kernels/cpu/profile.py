@@ -1,5 +1,7 @@
 """Timing a program group by group: the same kernels at the same addresses, with a clock read between the groups.
 
+Threads that share a program meet at each reading, so that a group's time is that of the last one.
+
 The clock is the C library's `clock_gettime`, called by the driver. It takes some tens of nanoseconds; two reads with
 nothing between them measure how many, and that is taken off every group.
 """
@@ -14,12 +16,10 @@ import numpy as np
 
 from staticgrad.kernels.cache import DiskCache
 from staticgrad.kernels.cpu import native
-from staticgrad.kernels.cpu.driver import Argument, KernelCall, Step
-from staticgrad.kernels.cpu.lower import Lowered, lower
+from staticgrad.kernels.cpu.lower import lower
 from staticgrad.kernels.cpu.program import Program, _code, address_of
 
 _STAMP = "staticgrad_stamp"
-_STAMP_BYTES = 16  # a timespec: seconds and nanoseconds, 64 bits each
 
 
 def _stamp_ir() -> str:
@@ -42,15 +42,15 @@ class TimedProgram:
     def __init__(self, program: Program, cache: DiskCache | None = None) -> None:
         self._program = program
         self.groups = len(program.plan.groups)
-        lowered = lower(program.graph, program.plan)
+        lowered = lower(program.graph, program.plan, stamp=_STAMP)
         code = {symbol: _code(kernel, cache) for symbol, kernel in lowered.kernels.items()}
         workspace = program._workspace()
         # stamps: twice before the first group, then after each group and after the copies
         self._stamps = np.zeros((self.groups + 3, 2), np.int64)
         self._table = np.append(workspace.table, np.uint64(address_of(self._stamps)))
         self._workspace = workspace
-        steps = _with_stamps(lowered, len(self._table) - 1)
-        self._step = native.load(native.build({**code, _STAMP: _stamp_ir()}, steps))
+        built = native.build({**code, _STAMP: _stamp_ir()}, lowered.steps, parallel=lowered.parallel)
+        self._step = native.load(built)
 
     def run(
         self, inputs: Sequence[np.ndarray[Any, Any]], outputs: Sequence[np.ndarray[Any, Any]]
@@ -65,20 +65,7 @@ class TimedProgram:
             self._table[entry] = address_of(array)
         self._step(workspace.arena, address_of(self._table))
         if workspace.status[0]:
-            report = workspace.status.tolist()
-            workspace.status[0] = 0
-            raise self._program._error(*report)
+            raise self._program._error(*workspace.take_report())
         seconds = np.diff(self._stamps[:, 0] * 1e9 + self._stamps[:, 1]) * 1e-9
         corrected: np.ndarray[Any, Any] = np.maximum(seconds[1:] - seconds[0], 0.0)
         return corrected
-
-
-def _with_stamps(lowered: Lowered, entry: int) -> list[Step]:
-    """The steps with a clock read twice at the start, after each group and at the end."""
-    stamps = (KernelCall(_STAMP, (Argument(entry, _STAMP_BYTES * i),)) for i in range(len(lowered.starts) + 2))
-    steps: list[Step] = [next(stamps), next(stamps)]
-    ends = [*lowered.starts[1:], len(lowered.steps)]
-    for start, end in zip(lowered.starts, ends, strict=True):
-        steps += lowered.steps[start:end]
-        steps.append(next(stamps))
-    return steps

@@ -23,8 +23,10 @@ from staticgrad.graph.schedule import order
 from staticgrad.graph.serialize import canonical_order, from_json, graph_key, to_json
 from staticgrad.kernels.cache import DiskCache, content_key
 from staticgrad.kernels.cpu import native
+from staticgrad.kernels.cpu.driver import STATUS_BYTES
 from staticgrad.kernels.cpu.kernel import ERROR_WORDS, Kernel
 from staticgrad.kernels.cpu.lower import Table, lower
+from staticgrad.kernels.cpu.threads import thread_count
 
 _MAGIC = b"SGPROGRM"
 _LENGTH = struct.Struct("<Q")
@@ -47,16 +49,18 @@ def compile_graph(graph: Graph, *, reuse: bool = True, poison: bool = False, cac
         return program
     plan = make_plan(graph, order(graph, fuse(graph)), reuse=reuse)
     lowered = lower(graph, plan, poison=poison)
-    code = native.build({symbol: _code(kernel, cache) for symbol, kernel in lowered.kernels.items()}, lowered.steps)
+    kernels = {symbol: _code(kernel, cache) for symbol, kernel in lowered.kernels.items()}
+    code = native.build(kernels, lowered.steps, parallel=lowered.parallel)
     numbers = {node: number for number, node in enumerate(canonical_order(graph))}
     facts = {
         "arena": plan.peak_bytes,
+        "own": lowered.own_bytes,
         "reuse": reuse,
         "constants": [numbers[node] for node in plan.constants],
         "early": _early_outputs(graph, plan),
         "errors": [numbers[node] for node in lowered.errors],
         "sources": {symbol: kernel.source for symbol, kernel in lowered.kernels.items()},
-        "kernels": [step.symbol for step in lowered.steps if hasattr(step, "symbol")],
+        "kernels": [call.symbol for call in native.kernel_calls(lowered.steps)],
     }
     program = Program(graph, facts, code)
     program.__dict__["plan"] = plan
@@ -91,11 +95,12 @@ def _early_outputs(graph: Graph, plan: Plan) -> list[int]:
 class _Workspace:
     """What one run at a time needs: the arena, the status block and the table of pointers."""
 
-    def __init__(self, arena_bytes: int, table: Table, constants: Sequence[Any], errors: int) -> None:
-        self.memory = np.empty(arena_bytes + ALIGNMENT, np.uint8)
+    def __init__(self, arena_bytes: int, own_bytes: int, table: Table, constants: Sequence[Any], errors: int) -> None:
+        own_bytes = -(-own_bytes // ALIGNMENT) * ALIGNMENT * thread_count()
+        self.memory = np.empty(-(-arena_bytes // ALIGNMENT) * ALIGNMENT + own_bytes + ALIGNMENT, np.uint8)
         start = address_of(self.memory)
         self.arena = start + -start % ALIGNMENT
-        self.status = array("q", [0] * ERROR_WORDS)
+        self.status = array("q", [0] * (STATUS_BYTES // 8 * thread_count()))
         self.codes = np.arange(1, errors + 1, dtype=np.int64)
         self.constants = constants
         self.table = array("Q", [0] * table.size)
@@ -105,6 +110,13 @@ class _Workspace:
             self.table[1 + table.inputs + table.outputs + index] = address_of(constant)
         self.entries = addressof(c_char.from_buffer(self.table))
         self.bound: list[Any] = [None] * table.inputs  # the state arrays whose addresses stand in the table
+
+    def take_report(self) -> array[int]:
+        """What a run that failed has reported; the status of every thread is cleared."""
+        report = self.status[:ERROR_WORDS]
+        for word in range(len(self.status)):
+            self.status[word] = 0
+        return report
 
 
 class Program:
@@ -183,17 +195,14 @@ class Program:
             entry += 1
             table[entry] = address_of(value)
         self._step(workspace.arena, workspace.entries)
-        status = workspace.status
-        if status[0]:
-            report = status.tolist()
-            status[0] = 0
+        if workspace.status[0]:
             self._free.append(workspace)
-            raise self._error(*report)
+            raise self._error(*workspace.take_report())
         return workspace
 
     def _workspace(self) -> _Workspace:
         constants = [self._nodes[number].attributes["value"].array() for number in self._facts["constants"]]
-        return _Workspace(self.arena_bytes, self._table, constants, len(self._facts["errors"]))
+        return _Workspace(self.arena_bytes, self._facts["own"], self._table, constants, len(self._facts["errors"]))
 
     def _error(self, code: int, index: int, extent: int) -> IndexRangeError:
         node = self._nodes[self._facts["errors"][code - 1]]

@@ -17,10 +17,13 @@ from staticgrad.kernels.cpu.expressions import BOOL
 from staticgrad.kernels.cpu.kernel import Call, Kernel, Operand
 
 INT64 = np.dtype(np.int64)
+GRAIN = 16  # turns that stay with one thread: a cache line, where a turn is one element
 Lowering = Callable[[Node], Sequence[str]]
+Turns = Callable[[Node], int]
 
 _lowerings: dict[str, Lowering] = {}
 _checked: set[str] = set()
+_turns: dict[str, Turns] = {}
 
 
 def check_of(node: Node) -> str:
@@ -28,8 +31,11 @@ def check_of(node: Node) -> str:
     return "checked_position" if node.attributes.get("what") else "checked_index"
 
 
-def lowering(name: str, *, checks_index: bool = False) -> Callable[[Lowering], Lowering]:
+def lowering(name: str, *, checks_index: bool = False, turns: Turns | None = None) -> Callable[[Lowering], Lowering]:
     """Register the function that writes the body of the op's kernel.
+
+    Args: where `turns(node)` is not 0, the body is a loop of that many turns, any of which another thread may make; it
+    makes those in `range(begin, end)`.
 
     The body reads operand k as `x{k}` and writes `out`; with `checks_index` it may use `status` and `code` for
     `checked_index`. Operands without elements have no name.
@@ -39,6 +45,8 @@ def lowering(name: str, *, checks_index: bool = False) -> Callable[[Lowering], L
         _lowerings[name] = function
         if checks_index:
             _checked.add(name)
+        if turns is not None:
+            _turns[name] = turns
         return function
 
     return register
@@ -76,8 +84,10 @@ def lower_call(node: Node, members: Members) -> Call:
         operands += [Operand("status"), Operand("error", node)]
         dtypes += [INT64, INT64]
     body = [*aliases, *_lowerings[node.op.name](node)]
+    extent = _turns[node.op.name](node) if node.op.name in _turns else 0
+    names += ["begin", "end"] if extent else []
     text = [f"def kernel({', '.join(names)}):", f'    """{_about(node)}"""', *(f"    {line}" for line in body)]
-    return Call(Kernel("\n".join(text) + "\n", tuple(dtypes)), tuple(operands))
+    return Call(Kernel("\n".join(text) + "\n", tuple(dtypes), extent > 0), tuple(operands), extent, GRAIN)
 
 
 def load(name: str, index: str, node: Node) -> str:
@@ -85,8 +95,8 @@ def load(name: str, index: str, node: Node) -> str:
     return f"({name}[{index}] != 0)" if node.dtype == BOOL else f"{name}[{index}]"
 
 
-def nest(shape: Sequence[int], body: Sequence[str]) -> list[str]:
-    """Loops with counters `i0 i1 …` over a shape, around the lines of `body`."""
+def nest(shape: Sequence[int | str], body: Sequence[str]) -> list[str]:
+    """Loops with counters `i0 i1 …` over a shape, around the lines of `body`; an extent may be a text: "begin, end"."""
     lines, indent = [], ""
     for axis, extent in enumerate(shape):
         lines.append(f"{indent}for i{axis} in range({extent}):")

@@ -36,14 +36,14 @@ def test_a_kernel_reads_like_this() -> None:
     x, y = b.argument((3, 4)), b.argument((4,))
     text = source(b("tanh", b("mul", b("add", x, y), 2.0)), builder=b)
     assert text == (
-        "def kernel(p0, p1, p2):\n"
+        "def kernel(p0, p1, p2, begin, end):\n"
         '    """add mul tanh\n'
         "\n"
-        "    p0: float32[12], read\n"
-        "    p1: float32[4], read\n"
-        "    p2: float32[12], written\n"
+        "    p0: float32, read\n"
+        "    p1: float32, read\n"
+        "    p2: float32, written\n"
         '    """\n'
-        "    for i0 in range(3):\n"
+        "    for i0 in range(begin, end):\n"
         "        at0 = i0 * 4\n"
         "        for i1 in range(4):\n"
         "            a0 = p0[at0 + i1]\n"
@@ -112,6 +112,12 @@ def test_the_steps_of_a_sequence_are_one_kernel() -> None:
         taken = b("slice", steps, start=(step, 0, 0), stop=(step + 1, 2, 4), step=(1, 1, 1))
         hidden = b("tanh", b("add", b("matmul", hidden, weight), b("reshape", taken, shape=(2, 4))))
     assert len(kernels(b.graph(hidden))) == 2  # the last one writes to the output, the others in place
+
+
+def test_loops_of_any_length_over_elements_are_one_kernel() -> None:
+    b = Builder()
+    x, y = b.argument((16,)), b.argument((5, 7))
+    assert len(kernels(b.graph(b("tanh", x), b("tanh", y)))) == 1
 
 
 def test_storage_that_is_taken_over_is_one_pointer() -> None:

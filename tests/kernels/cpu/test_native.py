@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from staticgrad.kernels.cpu import native
-from staticgrad.kernels.cpu.driver import Arena, Argument, Fill, Gemm, KernelCall
+from staticgrad.kernels.cpu.steps import Arena, Argument, Fill, Gemm, KernelCall
 
 FLOAT = np.dtype(np.float32)
 
@@ -80,7 +80,7 @@ def test_a_missing_kernel_is_named():
 
 
 def test_a_wrong_number_of_pointers_is_refused():
-    with pytest.raises(ValueError, match="add takes 3 pointers; a step passes 1"):
+    with pytest.raises(ValueError, match="add takes 3 arguments; a step passes 1"):
         native.build({"add": ADD_IR}, [KernelCall("add", (Arena(0),))])
 
 
@@ -228,7 +228,7 @@ def test_a_forked_child_calls_and_builds():
 import os, threading, warnings, ctypes
 warnings.simplefilter("ignore")
 from staticgrad.kernels.cpu import native
-from staticgrad.kernels.cpu.driver import Arena, Fill
+from staticgrad.kernels.cpu.steps import Arena, Fill
 program = native.build({}, [Fill(Arena(0), 4, 1)])
 step = native.load(program)
 stop = threading.Event()

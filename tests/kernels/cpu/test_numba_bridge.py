@@ -14,8 +14,8 @@ from numba.extending import register_jitable
 
 from staticgrad.kernels.cache import DiskCache, content_key
 from staticgrad.kernels.cpu import native
-from staticgrad.kernels.cpu.driver import Arena, Argument, KernelCall
 from staticgrad.kernels.cpu.numba_bridge import compile_count, kernel_ir
+from staticgrad.kernels.cpu.steps import Arena, Argument, KernelCall
 
 N = 37  # no multiple of any vector width
 
@@ -259,7 +259,7 @@ import ctypes, sys
 from pathlib import Path
 from staticgrad.kernels.cache import DiskCache
 from staticgrad.kernels.cpu import native
-from staticgrad.kernels.cpu.driver import Arena, KernelCall
+from staticgrad.kernels.cpu.steps import Arena, KernelCall
 text = DiskCache(Path({str(cache.directory)!r})).get("kernel", {key!r})
 step = native.load(native.build({{"affine": text.decode()}}, [{step!r}]))
 arena = (ctypes.c_float * 256)(*[2.0] * 128)

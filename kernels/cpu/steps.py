@@ -1,0 +1,123 @@
+"""What a driver can do: the steps of a program, with the addresses they work on.
+
+A step runs on one thread, or is shared: then every thread runs it on its part of the loop.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Arena:
+    """The address `arena + offset + thread * stride`, in bytes; `stride` for memory that each thread has its own of."""
+
+    offset: int
+    stride: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """The address `table[index] + offset + thread * stride`, in bytes."""
+
+    index: int
+    offset: int = 0
+    stride: int = 0
+
+
+Address = Arena | Argument
+
+
+@dataclass(frozen=True, slots=True)
+class KernelCall:
+    """Call `void symbol(void *, ...)` with the given addresses.
+
+    Attributes:
+        extent: turns of the kernel's outermost loop; then two `int64_t` follow the addresses: the turns [begin, end)
+            to make. 0 for a kernel that always makes them all and takes addresses only.
+        grain: how many turns must stay together, so that no two threads write to one cache line.
+        per_thread: pass 0 and the number of threads instead, for a kernel that joins what the threads have left.
+    """
+
+    symbol: str
+    addresses: tuple[Address, ...]
+    extent: int = 0
+    grain: int = 1
+    per_thread: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Gemm:
+    """`C = alpha * op(A) @ op(B) + beta * C` on row-major matrices, `batch` times.
+
+    `op(A)` is (m, k), `op(B)` is (k, n), `C` is (m, n). A leading dimension is the distance between rows as stored, in
+    elements; a stride is the distance between matrices of the batch, in elements. With `beta == 0`, C is written only.
+    """
+
+    dtype: str
+    m: int
+    n: int
+    k: int
+    transpose_a: bool
+    transpose_b: bool
+    a: Address
+    b: Address
+    c: Address
+    lda: int
+    ldb: int
+    ldc: int
+    alpha: float = 1.0
+    beta: float = 0.0
+    batch: int = 1
+    stride_a: int = 0
+    stride_b: int = 0
+    stride_c: int = 0
+
+    @property
+    def multiplications(self) -> int:
+        """Of the whole batch."""
+        return self.batch * self.m * self.n * self.k
+
+
+@dataclass(frozen=True, slots=True)
+class Fill:
+    """Set `bytes` bytes to `byte`: 0 clears an accumulator, 0xFF poisons a freed slot with NaN."""
+
+    address: Address
+    bytes: int
+    byte: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """Copy `bytes` bytes between two buffers that do not overlap."""
+
+    source: Address
+    destination: Address
+    bytes: int
+
+
+Work = KernelCall | Gemm | Fill | Copy
+
+
+@dataclass(frozen=True, slots=True)
+class Owned:
+    """Work that thread number `thread`, modulo the number of threads, does alone."""
+
+    work: Work
+    thread: int
+
+
+@dataclass(frozen=True, slots=True)
+class Barrier:
+    """Nobody goes on before all threads have come here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """End the run here if the 64-bit status word of any thread is not zero. Meets like a barrier."""
+
+    status: Address
+
+
+Step = Work | Owned | Barrier | Check

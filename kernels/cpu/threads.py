@@ -1,0 +1,254 @@
+"""The threads that run a step together: one parallel region per step, with barriers inside it.
+
+The pool is native code and a block of memory that lasts as long as the process. A step that is worth it calls
+`staticgrad_pool_run(body, arena, table)`: every thread then runs `body(arena, table, thread, threads)`, the caller as
+thread 0, and meets the others at `staticgrad_barrier`. Between steps the workers spin for a moment, so that the next
+step of a training loop finds them awake, and then sleep. Steps of several Python threads take turns.
+
+The workers are daemon threads that never return from native code, so they hold no lock of Python's.
+"""
+
+from __future__ import annotations
+
+import _thread
+import ctypes
+import os
+import sys
+import threading
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+POOL_RUN, BARRIER = "staticgrad_pool_run", "staticgrad_barrier"
+POOL_SYMBOLS = frozenset((POOL_RUN, BARRIER))
+MAX_THREADS = 256
+SPINS = 4000  # a pause takes some 20 ns: how long a worker waits for the next step before it sleeps
+BARRIER_SPINS = 2000  # and at a barrier before it offers its core to others
+
+# Where in the pool's memory what lies; hot words have a pair of cache lines each.
+_JOB, _ARRIVED, _GENERATION, _BODY, _PARKED, _MUTEX, _CONDITION, _TURN = (128 * place for place in range(8))
+_POOL_BYTES = 128 * 8
+_WORKER = "staticgrad_pool_worker"
+
+_pool: ctypes.Array[ctypes.c_char] | None = None
+_lock = threading.Lock()
+
+
+@cache
+def thread_count() -> int:
+    """How many threads a step may use: STATICGRAD_NUM_THREADS, or the cores that this process may run on.
+
+    Raises:
+        ValueError: the variable is not a whole number from 1 on.
+    """
+    asked = os.environ.get("STATICGRAD_NUM_THREADS", "")
+    if asked:
+        if not asked.isdigit() or int(asked) < 1:
+            raise ValueError(f"STATICGRAD_NUM_THREADS must be a whole number from 1 on; got {asked!r}")
+        return min(int(asked), MAX_THREADS)
+    if sys.platform == "win32":  # the pool is written with POSIX threads
+        return 1
+    return min(_cores(), _quota(), MAX_THREADS)
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _quota() -> int:
+    """The cores that the control group grants; threads beyond them would wait for each other in turn."""
+    try:
+        granted, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, int(granted) // int(period))
+    except (OSError, ValueError):
+        return MAX_THREADS
+
+
+def start(llvm: Any, machine: Any) -> None:
+    """Have the pool's functions known to LLVM, and its workers running. The caller holds LLVM's lock."""
+    global _pool
+    with _lock:
+        if _pool is None:
+            _pool = _make_pool(llvm, machine, thread_count())
+
+
+def _make_pool(llvm: Any, machine: Any, threads: int) -> ctypes.Array[ctypes.c_char]:
+    memory = ctypes.create_string_buffer(_POOL_BYTES + 128)
+    address = ctypes.addressof(memory)
+    address += -address % 128
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+    module = llvm.parse_assembly(pool_ir(address, threads, llvm.get_process_triple()))
+    module.verify()
+    engine.add_module(module)
+    engine.finalize_object()
+    for held in (memory, engine):  # threads are inside until the process ends
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(held))
+    library = ctypes.CDLL(None)
+    library.pthread_mutex_init(ctypes.c_void_p(address + _MUTEX), None)
+    library.pthread_mutex_init(ctypes.c_void_p(address + _TURN), None)
+    library.pthread_cond_init(ctypes.c_void_p(address + _CONDITION), None)
+    for symbol in POOL_SYMBOLS:
+        llvm.add_symbol(symbol, engine.get_function_address(symbol))
+    worker = ctypes.CFUNCTYPE(None, ctypes.c_int64)(engine.get_function_address(_WORKER))
+    for number in range(1, threads):
+        _thread.start_new_thread(worker, (number,))
+    return memory
+
+
+def _forget() -> None:
+    """A forked child has none of the workers: it makes a pool of its own. Programs loaded before run on one thread."""
+    global _pool
+    if _pool is not None:
+        address = ctypes.addressof(_pool)
+        address += -address % 128
+        ctypes.c_int64.from_address(address + _BODY + 24).value = 1
+        ctypes.CDLL(None).pthread_mutex_init(ctypes.c_void_p(address + _TURN), None)
+        _pool = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
+
+def pool_ir(address: int, threads: int, triple: str) -> str:
+    """The pool's functions for a pool whose memory begins at `address`."""
+    x86 = triple.startswith(("x86", "i386", "i686"))
+    pause = "call void @llvm.x86.sse2.pause()" if x86 else "call void @llvm.aarch64.hint(i32 1)"
+    declared = "declare void @llvm.x86.sse2.pause()" if x86 else "declare void @llvm.aarch64.hint(i32)"
+    if not (x86 or triple.startswith(("aarch64", "arm64"))):
+        pause, declared = "call i32 @sched_yield()", ""
+    places = {
+        "JOB": _JOB, "ARRIVED": _ARRIVED, "GENERATION": _GENERATION, "BODY": _BODY, "PARKED": _PARKED,
+        "MUTEX": _MUTEX, "CONDITION": _CONDITION, "TURN": _TURN,
+        "ARENA": _BODY + 8, "TABLE": _BODY + 16, "THREADS": _BODY + 24,
+    }  # fmt: skip
+    text = _POOL.replace("PAUSE", pause).replace("DECLARED", declared)
+    for name, offset in places.items():
+        text = text.replace(f"${name}$", f"inttoptr (i64 {address + offset} to ptr)")
+    return (
+        text.replace("$SPINS$", str(SPINS)).replace("$BARRIER_SPINS$", str(BARRIER_SPINS)).replace("$N$", str(threads))
+    )
+
+
+# run: publishes the job, wakes who sleeps, and returns how many threads did it. A worker counts itself as asleep before
+# it looks for a job a last time, and the caller looks for sleepers after it has published the job, both in one total
+# order: no job is missed.
+_POOL = """\
+DECLARED
+declare i32 @sched_yield()
+declare i32 @pthread_mutex_lock(ptr)
+declare i32 @pthread_mutex_unlock(ptr)
+declare i32 @pthread_cond_wait(ptr, ptr)
+declare i32 @pthread_cond_broadcast(ptr)
+
+define void @staticgrad_barrier(i64 %threads) noinline {
+entry:
+  %alone = icmp sle i64 %threads, 1
+  br i1 %alone, label %exit, label %meet
+meet:
+  %generation = load atomic i64, ptr $GENERATION$ acquire, align 8
+  %before = atomicrmw add ptr $ARRIVED$, i64 1 acq_rel
+  %count = add i64 %before, 1
+  %last = icmp eq i64 %count, %threads
+  br i1 %last, label %open, label %wait
+open:
+  store atomic i64 0, ptr $ARRIVED$ monotonic, align 8
+  %next = add i64 %generation, 1
+  store atomic i64 %next, ptr $GENERATION$ release, align 8
+  br label %exit
+wait:
+  %spins = phi i64 [ 0, %meet ], [ %more, %again ]
+  %now = load atomic i64, ptr $GENERATION$ acquire, align 8
+  %opened = icmp ne i64 %now, %generation
+  br i1 %opened, label %exit, label %turn
+turn:
+  %more = add i64 %spins, 1
+  %long = icmp sgt i64 %spins, $BARRIER_SPINS$
+  br i1 %long, label %yield, label %rest
+yield:
+  call i32 @sched_yield()
+  br label %again
+rest:
+  PAUSE
+  br label %again
+again:
+  br label %wait
+exit:
+  ret void
+}
+
+define i64 @staticgrad_pool_run(ptr %body, ptr %arena, ptr %table) {
+entry:
+  call i32 @pthread_mutex_lock(ptr $TURN$)
+  %threads = load i64, ptr $THREADS$, align 8
+  %none = icmp eq i64 %threads, 0
+  %n = select i1 %none, i64 $N$, i64 %threads
+  store i64 %n, ptr $THREADS$, align 8
+  store ptr %body, ptr $BODY$, align 8
+  store ptr %arena, ptr $ARENA$, align 8
+  store ptr %table, ptr $TABLE$, align 8
+  %alone = icmp eq i64 %n, 1
+  br i1 %alone, label %work, label %publish
+publish:
+  %job = atomicrmw add ptr $JOB$, i64 1 seq_cst
+  %parked = load atomic i64, ptr $PARKED$ seq_cst, align 8
+  %asleep = icmp ne i64 %parked, 0
+  br i1 %asleep, label %wake, label %work
+wake:
+  call i32 @pthread_mutex_lock(ptr $MUTEX$)
+  call i32 @pthread_cond_broadcast(ptr $CONDITION$)
+  call i32 @pthread_mutex_unlock(ptr $MUTEX$)
+  br label %work
+work:
+  call void %body(ptr %arena, ptr %table, i64 0, i64 %n)
+  call void @staticgrad_barrier(i64 %n)
+  call i32 @pthread_mutex_unlock(ptr $TURN$)
+  ret i64 %n
+}
+
+define void @staticgrad_pool_worker(i64 %thread) {
+entry:
+  br label %idle
+idle:
+  %done = phi i64 [ 0, %entry ], [ %found, %job ]
+  br label %spin
+spin:
+  %spins = phi i64 [ 0, %idle ], [ %more, %pause ]
+  %seen = load atomic i64, ptr $JOB$ acquire, align 8
+  %new = icmp ne i64 %seen, %done
+  br i1 %new, label %job, label %wait
+wait:
+  %more = add i64 %spins, 1
+  %tired = icmp sgt i64 %spins, $SPINS$
+  br i1 %tired, label %park, label %pause
+pause:
+  PAUSE
+  br label %spin
+park:
+  call i32 @pthread_mutex_lock(ptr $MUTEX$)
+  atomicrmw add ptr $PARKED$, i64 1 seq_cst
+  br label %look
+look:
+  %late = load atomic i64, ptr $JOB$ seq_cst, align 8
+  %came = icmp ne i64 %late, %done
+  br i1 %came, label %rise, label %sleep
+sleep:
+  call i32 @pthread_cond_wait(ptr $CONDITION$, ptr $MUTEX$)
+  br label %look
+rise:
+  atomicrmw sub ptr $PARKED$, i64 1 seq_cst
+  call i32 @pthread_mutex_unlock(ptr $MUTEX$)
+  br label %job
+job:
+  %found = phi i64 [ %seen, %spin ], [ %late, %rise ]
+  %body = load ptr, ptr $BODY$, align 8
+  %arena = load ptr, ptr $ARENA$, align 8
+  %table = load ptr, ptr $TABLE$, align 8
+  %threads = load i64, ptr $THREADS$, align 8
+  call void %body(ptr %arena, ptr %table, i64 %thread, i64 %threads)
+  call void @staticgrad_barrier(i64 %threads)
+  br label %idle
+}
+"""
