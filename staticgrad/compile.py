@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from staticgrad._context import context
-from staticgrad.bound_call import UNBOUND, BoundCall, Call
+from staticgrad.bound_call import UNBOUND, BoundCall, BoundLoop, Call
 from staticgrad.collector import collection_paused
 from staticgrad.graph.errors import CaptureError, DTypeError, RecompileLimitError
 from staticgrad.graph.node import Graph
@@ -116,19 +116,57 @@ class CompiledFunction:
 
             return run_checked(specialization, leaves)
         result = specialization.run(leaves)
-        if specialization.calls > 1 and not self._static:
-            self._bind(specialization, leaves, structure)
+        if specialization.calls > 1 and not self._static and not specialization.live:
+            with self._lock:
+                if self._binding(specialization, leaves, structure).renew():
+                    self._offer_bound_calls()
         return result
 
-    def _bind(self, specialization: Specialization, leaves: list[Any], structure: TreeDef) -> None:
-        """Have the next calls like this one go the short way."""
-        with self._lock:
-            binding = self._bindings.get(specialization)
-            if binding is None:
-                binding = BoundCall(specialization, structure, leaves, context.grad_enabled)
-                self._bindings[specialization] = binding
-            if binding.renew():
-                self._bound = tuple(b.function for b in self._bindings.values() if b.function is not None)
+    def _binding(self, specialization: Specialization, leaves: list[Any], structure: TreeDef) -> BoundCall:
+        """How calls like this one can go the short way. The caller holds the lock."""
+        if specialization not in self._bindings:
+            self._bindings[specialization] = BoundCall(specialization, structure, leaves, context.grad_enabled)
+        return self._bindings[specialization]
+
+    def _offer_bound_calls(self) -> None:
+        self._bound = tuple(b.function for b in self._bindings.values() if b.function is not None)
+
+    def run(
+        self,
+        arrays: Any,
+        *,
+        batch_size: int,
+        epochs: int = 1,
+        shuffle: int | None = None,
+        drop_last: bool = False,
+        progress: bool = False,
+    ) -> Any:
+        """Call the function for every batch of data in memory, `epochs` times over, with no Python between steps.
+
+        State, gradients and results are, bit for bit, those of the same calls one after another: the batches are those
+        of `sg.data.DataLoader(sg.data.TensorDataset(*arrays), batch_size, shuffle=True, seed=shuffle)`. What Python
+        changes, such as a scheduler the learning rate, changes between runs. Ctrl-C ends a run between two steps.
+
+        Args:
+            arrays: a tuple or list of NumPy arrays and Tensors, the arguments of the function, or a dict of them, its
+                keyword arguments; all with as many rows along their first axis.
+            batch_size: rows of each array in a call, from 1 up to all of them.
+            epochs: passes over the rows, from 0 up.
+            shuffle: the seed of the orders of the rows, another one in each pass; None takes them as they lie.
+            drop_last: leave out a last batch that is not full; else it has a specialisation of its own.
+            progress: show how many steps are done, on standard error.
+
+        Returns:
+            A tree like the function's result, each leaf a Tensor (steps, *shape) of all steps' results.
+
+        Raises:
+            ValueError: no arrays, or of unequal length; a number out of range; results that differ in shape.
+            TypeError: data or results that are no arrays.
+            CaptureError: the function writes its arguments.
+        """
+        from staticgrad.epochs import run
+
+        return run(self, arrays, batch_size, epochs, shuffle, drop_last, progress)
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         """A compiled method belongs to its instance."""
@@ -147,6 +185,21 @@ class CompiledFunction:
         if name not in self._derived:
             self._derived[name] = CompiledFunction(function, **self._options)  # type: ignore[arg-type]
         return self._derived[name]
+
+    def specialization_for(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Specialization:
+        """The specialisation that a call with these arguments would run, compiled if it is new."""
+        return self._specialization(*self._flatten(args, kwargs))
+
+    def loop_for(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Specialization, BoundLoop | None]:
+        """The specialisation for these arguments, and how to run it many times in a row if that is possible."""
+        leaves, structure, static = self._flatten(args, kwargs)
+        specialization = self._specialization(leaves, structure, static)
+        if self._check or self._static:
+            return specialization, None
+        with self._lock:
+            loop = self._binding(specialization, leaves, structure).loop()
+            self._offer_bound_calls()
+        return specialization, loop
 
     def _flatten(self, args: Any, kwargs: Any) -> tuple[list[Any], TreeDef, tuple[tuple[str, Any], ...]]:
         if not self._static:

@@ -72,7 +72,7 @@ class Guard:
         now = self.read()
         return now is self.value or (type(now) is type(self.value) and bool(now == self.value))
 
-    def without_gradient(self) -> Any:
-        """The tensor that this guard says to have no gradient, if that is what it says."""
-        says = isinstance(self.read, Place) and self.read.form == _NO_GRADIENT and self.value is True
-        return self.read.objects[0] if says and isinstance(self.read, Place) else None
+    def gradient_of(self) -> Any:
+        """The tensor of which this guard says whether it has no gradient, if that is what it says."""
+        place = self.read
+        return place.objects[0] if isinstance(place, Place) and place.form == _NO_GRADIENT else None

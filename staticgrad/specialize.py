@@ -255,7 +255,7 @@ class Specialization:
         self._states = [(i, b) for i, b in enumerate(captured.bindings) if isinstance(b, State | GradState)]
         self._scalars = [(i, b) for i, b in enumerate(captured.bindings) if isinstance(b, HostScalar)]
         self.held_gradients: dict[int, Tensor] = {}  # gradient outputs given away by the last call
-        self._live = "live" in captured.tracked
+        self.live = "live" in captured.tracked
         self.pullbacks: dict[tuple[int, ...], Callable[..., Any]] = {}
         self.keeping: Program | None = None  # the same program with every value kept, for check=True
         self.bound_calls = 0  # those that went through a bound call
@@ -299,7 +299,7 @@ class Specialization:
     def run(self, leaves: Sequence[Any]) -> Any:
         """Call the program and give the results back as the function would."""
         arrays = self.inputs(leaves)
-        inputs = inputs_of_call(self, leaves, arrays) if self._live else None
+        inputs = inputs_of_call(self, leaves, arrays) if self.live else None
         given = self._contiguous(arrays)
         outputs = self._outputs()
         try:

@@ -28,6 +28,7 @@ from staticgrad.kernels.cpu import native
 from staticgrad.kernels.cpu.array_call import ArrayCall, array_call
 from staticgrad.kernels.cpu.driver import STATUS_BYTES
 from staticgrad.kernels.cpu.kernel import ERROR_WORDS, Kernel
+from staticgrad.kernels.cpu.loop import Results, Rows, run_steps
 from staticgrad.kernels.cpu.lower import Table, lower
 from staticgrad.kernels.cpu.threads import thread_count
 
@@ -253,6 +254,27 @@ class Program:
         if workspace.status[0]:
             self.fail(workspace)
         return workspace
+
+    def repeat(
+        self,
+        workspace: _Workspace,
+        order: int,
+        batch: int,
+        rows: Mapping[int, tuple[int, int, int]],
+        results: Mapping[int, tuple[int, int]],
+        steps: int,
+    ) -> int:
+        """Run `steps` times in a prepared workspace; how many runs there were before one that failed.
+
+        Args:
+            order, batch: see `loop.run_steps`.
+            rows: for inputs by number: source, bytes of a row, staging.
+            results: for outputs by number: where that of the first step goes, and its bytes.
+        """
+        inputs = [Rows(*row, 1 + index) for index, row in rows.items()]
+        outputs = [Results(*result, 1 + len(self.graph.inputs) + index) for index, result in results.items()]
+        table, status = workspace.table, workspace.status
+        return run_steps(self.loaded, workspace.arena, table, status, order, batch, inputs, outputs, steps)
 
     @contextmanager
     def timed(self) -> Iterator[list[float]]:

@@ -1,14 +1,9 @@
-"""What commands share: their error, and how they count and wait."""
+"""What commands share: their error, and how they read numbers."""
 
 from __future__ import annotations
 
 import argparse
 import math
-import sys
-from collections.abc import Iterable, Iterator
-from typing import Any, TypeVar
-
-T = TypeVar("T")
 
 
 class CommandError(Exception):
@@ -53,28 +48,3 @@ def _integer(text: str, *, least: int) -> int:
     if number < least:
         raise argparse.ArgumentTypeError(f"takes integers of at least {least}; got {text!r}")
     return number
-
-
-def progress(steps: Iterable[T], total: int, label: str) -> Iterator[T]:
-    """The steps, with a progress bar where standard error is a terminal and tqdm is installed, else ten plain lines."""
-    bar = _bar() if sys.stderr.isatty() else None
-    if bar is None:
-        yield from _plain(steps, total, label)
-    else:
-        yield from bar(steps, total=total, desc=label, leave=False)
-
-
-def _bar() -> Any:
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        return None
-    return tqdm
-
-
-def _plain(steps: Iterable[T], total: int, label: str) -> Iterator[T]:
-    stride = math.ceil(total / 10)
-    for done, step in enumerate(steps, 1):
-        yield step
-        if done % stride == 0 or done == total:
-            print(f"{label}: step {done} of {total}", file=sys.stderr, flush=True)

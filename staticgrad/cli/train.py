@@ -23,8 +23,10 @@ import numpy.typing as npt
 import staticgrad as sg
 from staticgrad import nn, optim
 from staticgrad.checkpoint import load_checkpoint, save_checkpoint
-from staticgrad.cli.messages import CommandError, numbers, positive, progress, rate, seed
+from staticgrad.cli.messages import CommandError, numbers, positive, rate, seed
 from staticgrad.cli.stopping import Stop, deferred_interrupts
+from staticgrad.data.loader import epoch_order
+from staticgrad.progress import progress
 from staticgrad.saving import replace_file
 
 INTERRUPTED = 130
@@ -191,7 +193,7 @@ class Trainer:
         """Positions of the images of each step still to do, in an order that depends on seed and epoch only."""
         first, begin = divmod(self.done, self.steps)
         for epoch in range(first, self.epochs):
-            order = np.random.default_rng((self.seed, epoch)).permutation(len(self.images.train))
+            order = epoch_order(len(self.images.train), self.seed, epoch)
             for i in range(begin if epoch == first else 0, self.steps):
                 yield order[i * self.batch_size : (i + 1) * self.batch_size]
 

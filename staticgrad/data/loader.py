@@ -15,6 +15,11 @@ from staticgrad.data.dataset import Dataset, Subset, TensorDataset
 __all__ = ["DataLoader"]
 
 
+def epoch_order(count: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+    """The numbers 0 … count-1 in the order of pass number `epoch`, which depends on these three alone."""
+    return np.random.default_rng((seed, epoch)).permutation(count)
+
+
 class DataLoader:
     """Batches of a data set, once through for each `for` loop over the loader.
 
@@ -86,7 +91,7 @@ class DataLoader:
         count = len(self.dataset)
         if not self.shuffle:
             return np.arange(count)
-        return np.random.default_rng((self.seed, epoch)).permutation(count)
+        return epoch_order(count, self.seed, epoch)
 
     def _batches(self, order: npt.NDArray[np.int64], batches: int) -> Iterator[Any]:
         for batch in range(batches):
