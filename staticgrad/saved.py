@@ -11,12 +11,15 @@ import hashlib
 import json
 import logging
 import os
+import threading
 from collections import namedtuple
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from staticgrad._context import context
+from staticgrad.bound_call import UNBOUND, BoundCall
 from staticgrad.capture import Argument, HostScalar, State
 from staticgrad.graph.errors import CaptureError, DTypeError, FileFormatError, ShapeError
 from staticgrad.graph.node import Graph
@@ -138,6 +141,8 @@ class LoadedProgram:
         self._name = str(description["name"])
         self._structure = structure
         self._specialization = Specialization(captured, program)
+        self._bound: BoundCall | None = None
+        self._lock = threading.Lock()
         self.scalars = scalars
         self.state = {b.name: b.tensor for b in captured.bindings if isinstance(b, State)}
         self._expected = {
@@ -152,12 +157,22 @@ class LoadedProgram:
         Raises:
             ShapeError, DTypeError: the arguments are not of the structure, shapes and dtypes it was compiled for.
         """
+        if self._bound is not None and self._bound.function is not None:
+            result = self._bound.function(args, kwargs)
+            if result is not UNBOUND:
+                return result
         leaves, structure = tree_flatten((args, kwargs))
         if not _alike(structure, self._structure):
             raise ShapeError(f"{self._name}: arguments must have the structure {self._structure}; got {structure}")
         for i, node in self._expected.items():
             self._check(leaves[i], node)
-        return self._specialization.run(leaves)
+        result = self._specialization.run(leaves)
+        if self._specialization.calls > 1:
+            with self._lock:
+                if self._bound is None:
+                    self._bound = BoundCall(self._specialization, structure, leaves, context.grad_enabled)
+                self._bound.renew()
+        return result
 
     def _check(self, value: Any, node: Any) -> None:
         if not is_array(value):

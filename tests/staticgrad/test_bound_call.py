@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 import staticgrad as sg
 from staticgrad import nn, optim
 from staticgrad.compile import CompiledFunction
-from staticgrad.graph.errors import DerivativeError
+from staticgrad.graph.errors import DerivativeError, ShapeError
 from staticgrad.kernels.cpu import array_call
 
 Array = np.ndarray[Any, Any]
@@ -458,3 +459,17 @@ def test_a_wrong_number_of_arrays_runs_nothing() -> None:
     workspace = compiled.last.program.free[-1]
     assert workspace.run() == -1
     assert workspace.run(np.ones(1), np.ones(1), np.ones(1)) == -1
+
+
+def test_a_saved_program_is_bound_too(tmp_path: Path) -> None:
+    run, reference = Training().warm(), Training().warm()
+    run.train.save(tmp_path / "step.sg")
+    program = sg.load(tmp_path / "step.sg")
+    for _ in range(5):
+        assert program(run.x, run.y).item() == ordinary(reference.train, reference.x, reference.y).item()
+    assert program._specialization.bound_calls >= 3
+    program.scalars["lr"] = 0.0
+    first = program(run.x, run.y).item()
+    assert program(run.x, run.y).item() == first
+    with pytest.raises(ShapeError):
+        program(sg.asarray(np.ones((6, 3), np.float32)), run.y)
