@@ -9,7 +9,8 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
+
+from staticgrad.kernels.cpu.intrinsic import intrinsic
 
 
 @intrinsic

@@ -12,8 +12,8 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
 
+from staticgrad.kernels.cpu.intrinsic import intrinsic
 from staticgrad.kernels.cpu.vector_math.primitives import Scalar, call_llvm, scalar, sqrt
 
 Emit = Callable[..., Any]
