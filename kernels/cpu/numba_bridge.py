@@ -60,19 +60,18 @@ _NUMBA_NAME = re.compile(r'!"_ZN[^"]*"')
 
 
 def kernel_ir(
-    function: Callable[..., None], pointer_types: Sequence[np.dtype[Any]], symbol: str, *, ranged: bool = False
+    function: Callable[..., None], pointer_types: Sequence[np.dtype[Any]], symbol: str, *, numbers: int = 0
 ) -> str:
     """LLVM IR of `void symbol(T0 *noalias, T1 *noalias, ...)`, optimised for this CPU.
 
     Args: `function` takes one raw pointer per entry of `pointer_types`, indexes it (`p0[i]`), returns and raises
     nothing; `pointer_types` are the NumPy dtypes behind the pointers, where bool is seen as uint8 (0 or 1: test it with
-    `!= 0`; a comparison may be stored as it is). With `ranged`, two int64 follow the pointers.
+    `!= 0`; a comparison may be stored as it is). As many int64 as `numbers` follow the pointers.
     Raises numba.core.errors.NumbaError when the function does not compile.
     """
     arguments = tuple(types.CPointer(_element_type(np.dtype(dtype))) for dtype in pointer_types)
     with global_compiler_lock, llvm_lock() as llvm:
         record_compile()
-        numbers = 2 if ranged else 0
         try:
             return _compile(llvm, *_lean_contexts(), function, arguments, numbers, symbol)
         except (NumbaError, NotImplementedError):
