@@ -40,6 +40,7 @@ def accumulate_product(typingctx: Any, total: Any, value: Any) -> Any:
 def _extreme(name: str, comparison: str) -> Any:
     @intrinsic
     def step(typingctx: Any, best: Any, value: Any) -> Any:
+        """The one of two numbers of a type that is more extreme; a NaN on either side wins."""
         if best != value or not isinstance(best, (types.Float, types.Integer)):
             return None
 
@@ -56,5 +57,5 @@ def _extreme(name: str, comparison: str) -> Any:
     return step
 
 
-larger = _extreme("maximum", ">")  # a NaN on either side wins
+larger = _extreme("maximum", ">")
 smaller = _extreme("minimum", "<")
