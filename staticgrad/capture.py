@@ -19,6 +19,7 @@ from staticgrad.graph.location import Location, user_location
 from staticgrad.graph.node import DType, Graph, Node, Spec
 from staticgrad.graph.op import Op
 from staticgrad.graph.ops import leaf
+from staticgrad.guards import Guard, attribute, has_no_gradient
 from staticgrad.tensor import Array, Tensor, escaped_error, traced_value_error
 
 
@@ -64,20 +65,6 @@ class HostScalar:
 
 
 Binding = Argument | State | GradState | HostScalar
-
-
-@dataclass(frozen=True)
-class Guard:
-    """Python state that the captured function looked at: the capture holds while `read()` gives `value`."""
-
-    what: str
-    read: Callable[[], Any]
-    value: Any
-
-    def holds(self) -> bool:
-        """Whether the state is still what the captured function saw."""
-        now = self.read()
-        return now is self.value or (type(now) is type(self.value) and bool(now == self.value))
 
 
 @dataclass
@@ -150,7 +137,7 @@ class Capture:
         self._states[id(value)] = (node, tensor)
         self._current[id(value)] = node
         if context.grad_enabled and value.dtype.kind == "f":  # a parameter that is frozen later must not go on moving
-            self.guard(f"{name}.requires_grad", lambda: tensor._requires_grad, tensor, "requires_grad")
+            self.guard(f"{name}.requires_grad", attribute(tensor, "_requires_grad"), tensor, "requires_grad")
         return node
 
     def _input(self, binding: Binding, role: str, name: str, shape: tuple[int, ...], dtype: DType) -> Node:
@@ -243,7 +230,7 @@ class Capture:
             return known.current
         real = tensor._grad
         name = self._names.get(id(tensor), "a tensor")
-        self.guard(f"whether {name}.grad is None", lambda: tensor._grad is None, tensor, "grad")
+        self.guard(f"whether {name}.grad is None", has_no_gradient(tensor), tensor, "grad")
         if real is not None:
             self._entry_gradients[id(real._value)] = tensor
         self._gradients[id(tensor)] = _Written(tensor, real, real is not None)
@@ -337,4 +324,4 @@ class suspended:  # noqa: N801  (used as `with suspended():`)
         context.capture = self._capture
 
 
-__all__ = ["Argument", "Binding", "Capture", "GradState", "Guard", "HostScalar", "State", "suspended"]
+__all__ = ["Argument", "Binding", "Capture", "GradState", "HostScalar", "State", "suspended"]

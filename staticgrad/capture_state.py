@@ -12,6 +12,7 @@ import numpy as np
 from staticgrad._context import context
 from staticgrad.graph.errors import StaticgradError
 from staticgrad.graph.node import DType
+from staticgrad.guards import attribute, item
 from staticgrad.tensor import Tensor
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -22,14 +23,14 @@ def watch(owner: Any, name: str) -> Any:
     if context.capture is None:
         return getattr(owner, name)
     what = f"{type(owner).__name__}.{name}"
-    return context.capture.guard(what, lambda: getattr(owner, name), owner, name)
+    return context.capture.guard(what, attribute(owner, name), owner, name)
 
 
 def watch_item(mapping: MutableMapping[str, Any], key: str) -> Any:
     """`mapping[key]`; under capture a change of it makes the next call compile again."""
     if context.capture is None:
         return mapping[key]
-    return context.capture.guard(f"option {key!r}", lambda: mapping[key], mapping, key)
+    return context.capture.guard(f"option {key!r}", item(mapping, key), mapping, key)
 
 
 def hyperparameter(mapping: MutableMapping[str, Any], key: str, dtype: DType) -> Any:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from contextlib import ExitStack
+from typing import Any
 
 import numpy as np
 
@@ -19,9 +20,6 @@ from staticgrad.snapshot import Snapshot
 from staticgrad.specialize import Specialization
 from staticgrad.tensor import Array, Tensor
 from staticgrad.tree import tree_flatten
-
-if TYPE_CHECKING:
-    from staticgrad.kernels.cpu.program import Program
 
 _BLOCKS = 5  # the two modes take turns this often, so that a busy moment of the machine falls on both
 # Seconds between the modes where both multiply matrices: NumPy and the programs bring a BLAS each, whose threads spin
@@ -210,29 +208,10 @@ class _Comparing:
 
     def watched_static(self) -> tuple[float, float]:
         """Seconds of a compiled call, and of it inside the native call."""
-        specializations = [made for _, _, made in self.compiled._history]
-        stopwatches = [_Stopwatch(made.program) for made in specializations]
-        for made, stopwatch in zip(specializations, stopwatches, strict=True):
-            made.program = stopwatch  # type: ignore[assignment]
-        try:
+        with ExitStack() as stack:
+            native = [stack.enter_context(made.program.timed()) for _, _, made in self.compiled._history]
             whole = _timed(self.static)
-        finally:
-            for made, stopwatch in zip(specializations, stopwatches, strict=True):
-                made.program = stopwatch.program
-        return whole, sum(stopwatch.seconds for stopwatch in stopwatches)
-
-
-class _Stopwatch:
-    """Stands in for a program and times its runs."""
-
-    def __init__(self, program: Program) -> None:
-        self.program = program
-        self.seconds = 0.0
-
-    def run(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
-        begin = time.perf_counter()
-        self.program.run(inputs, outputs)
-        self.seconds += time.perf_counter() - begin
+        return whole, sum(map(sum, native))
 
 
 def _timed(call: Callable[[], Any]) -> float:

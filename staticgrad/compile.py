@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from staticgrad._context import context
+from staticgrad.bound_call import UNBOUND, BoundCall, Call
 from staticgrad.collector import collection_paused
 from staticgrad.graph.errors import CaptureError, DTypeError, RecompileLimitError
 from staticgrad.graph.node import Graph
@@ -85,6 +86,8 @@ class CompiledFunction:
         self._limit = recompile_limit
         self._found: dict[Signature, list[Specialization]] = {}
         self._history: list[tuple[Signature, str, Specialization]] = []
+        self._bindings: dict[Specialization, BoundCall] = {}
+        self._bound: tuple[Call, ...] = ()
         self._hits = 0
         self._from_disk = 0
         self._lock = threading.RLock()
@@ -96,6 +99,13 @@ class CompiledFunction:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the program for these arguments, compiling it first if it is new."""
+        for call in self._bound:
+            result = call(args, kwargs)
+            if result is not UNBOUND:
+                return result
+        return self._ordinary_call(args, kwargs)
+
+    def _ordinary_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if context.capture is not None:
             return self.fn(*args, **kwargs)
         leaves, structure, static = self._flatten(args, kwargs)
@@ -106,7 +116,20 @@ class CompiledFunction:
             from staticgrad.check import run_checked
 
             return run_checked(specialization, leaves)
-        return specialization.run(leaves)
+        result = specialization.run(leaves)
+        if specialization.calls > 1 and not self._static:
+            self._bind(specialization, leaves, structure)
+        return result
+
+    def _bind(self, specialization: Specialization, leaves: list[Any], structure: TreeDef) -> None:
+        """Have the next calls like this one go the short way."""
+        with self._lock:
+            binding = self._bindings.get(specialization)
+            if binding is None:
+                binding = BoundCall(specialization, structure, leaves, context.grad_enabled)
+                self._bindings[specialization] = binding
+            if binding.renew():
+                self._bound = tuple(b.function for b in self._bindings.values() if b.function is not None)
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         """A compiled method belongs to its instance."""
@@ -272,7 +295,8 @@ class CompiledFunction:
 
     def cache_info(self) -> CacheInfo:
         """Hits, misses and specialisations so far, and how many programs came from the disk cache."""
-        return CacheInfo(self._hits, len(self._history), len(self._history), self._from_disk)
+        hits = self._hits + sum(specialization.bound_calls for _, _, specialization in self._history)
+        return CacheInfo(hits, len(self._history), len(self._history), self._from_disk)
 
 
 def _parameters(fn: Callable[..., Any], static: Sequence[str]) -> inspect.Signature:

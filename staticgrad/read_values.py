@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from staticgrad.capture import Elements
+from staticgrad.guards import attribute_or
 from staticgrad.side_effects import _CONTAINERS, _NUMBERS, _content, _is_object, _same, code_of, names_in
 from staticgrad.tensor import Tensor
 
@@ -96,7 +97,7 @@ def _walk(named: Sequence[tuple[str, Any]], names: _Names) -> Iterator[Reading]:
                 names.add_class(value)
                 for key in sorted(names.found & _keys(value)):
                     if not _watches_itself(value):
-                        yield f"{name}.{key}", functools.partial(_attribute, value, key), value, key
+                        yield f"{name}.{key}", attribute_or(value, key, _MISSING).seen_through(held), value, key
                     pending.append((f"{name}.{key}", getattr(value, key, _MISSING)))
 
 
@@ -105,8 +106,9 @@ def held(value: Any) -> Any:
     return value if isinstance(value, _NUMBERS) else _Held(value)
 
 
-def _attribute(owner: Any, key: str) -> Any:
-    return held(getattr(owner, key, _MISSING))
+def unheld(value: Any) -> Any:
+    """The value that `held` was given."""
+    return value.value if isinstance(value, _Held) else value
 
 
 def _modules(name: str, value: Any) -> list[tuple[str, Any]]:

@@ -20,6 +20,7 @@ import numpy as np
 
 from staticgrad.graph.errors import CaptureError
 from staticgrad.graph.node import Node
+from staticgrad.guards import attribute, item_or_none
 from staticgrad.tensor import Tensor
 
 _CONTAINERS = (list, dict, set, deque)
@@ -111,13 +112,10 @@ def _cells(function: Any) -> Iterator[Variable]:
         except ValueError:
             continue
 
-        def read(cell: Any = cell) -> Any:
-            return cell.cell_contents
-
         def write(value: Any, cell: Any = cell) -> None:
             cell.cell_contents = value
 
-        yield Variable(name, read, write)
+        yield Variable(name, attribute(cell, "cell_contents"), write)
 
 
 def _globals(function: Any) -> Iterator[Variable]:
@@ -125,13 +123,10 @@ def _globals(function: Any) -> Iterator[Variable]:
     for name in sorted(names_in(function.__code__)[0]):
         if name in space and not isinstance(space[name], types.ModuleType | type):
 
-            def read(name: str = name) -> Any:
-                return space.get(name)
-
             def write(value: Any, name: str = name) -> None:
                 space[name] = value
 
-            yield Variable(name, read, write)
+            yield Variable(name, item_or_none(space, name), write)
 
 
 class Watch:

@@ -6,16 +6,17 @@ import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
 from staticgrad.autograd.compiled_call import attach, attach_freed, inputs_of_call
-from staticgrad.capture import Argument, Binding, Capture, GradState, Guard, HostScalar, State
+from staticgrad.capture import Argument, Binding, Capture, GradState, HostScalar, State
 from staticgrad.graph.errors import CaptureError, IndexRangeError, ShapeError
 from staticgrad.graph.node import DType, Graph, Node, Shape, Spec
 from staticgrad.graph.rewrite import rewrite
 from staticgrad.graph.timeline import Timeline, stage
+from staticgrad.guards import Guard, Place
 from staticgrad.read_values import CONTENT, values_read
 from staticgrad.read_values import held as held_value
 from staticgrad.side_effects import Variable, Watch
@@ -127,7 +128,7 @@ def _run_traced(
 def _watch_values(held: Capture, function: Any, watch: Watch, leaves: Sequence[Any]) -> None:
     """Have a change of the plain Python values that the function reads compile it again."""
     for variable in watch.variables():
-        held.guard(f"the variable {variable.name!r}", functools.partial(_variable, variable), variable, "value")
+        held.guard(f"the variable {variable.name!r}", _variable(variable), variable, "value")
     arguments = [(type(leaf).__name__, leaf) for leaf in leaves if is_static(leaf)]
     readings = values_read(function, [*watch.reached(), *arguments])
     computed = held.uses_other_arrays([owner for _, _, owner, name in readings if name is CONTENT])
@@ -136,8 +137,9 @@ def _watch_values(held: Capture, function: Any, watch: Watch, leaves: Sequence[A
             held.guard(what, read, owner, name)
 
 
-def _variable(variable: Variable) -> Any:
-    return held_value(variable.read())
+def _variable(variable: Variable) -> Callable[[], Any]:
+    read = variable.read
+    return read.seen_through(held_value) if isinstance(read, Place) else lambda: held_value(read())
 
 
 def _bound(function: Any) -> list[Any]:
@@ -267,12 +269,18 @@ class Specialization:
         self._arguments = [(i, b.index) for i, b in enumerate(captured.bindings) if isinstance(b, Argument)]
         self._states = [(i, b) for i, b in enumerate(captured.bindings) if isinstance(b, State | GradState)]
         self._scalars = [(i, b) for i, b in enumerate(captured.bindings) if isinstance(b, HostScalar)]
-        self._held: dict[int, Tensor] = {}  # gradient outputs given away by the last call
+        self.held_gradients: dict[int, Tensor] = {}  # gradient outputs given away by the last call
         self._live = "live" in captured.tracked
         self.pullbacks: dict[tuple[int, ...], Callable[..., Any]] = {}
         self.keeping: Program | None = None  # the same program with every value kept, for check=True
-        self.calls = 0
         self.timeline: Timeline = {}  # of its compilation
+        self.bound_calls = 0  # those that went through a bound call
+        self.ordinary_calls = 0
+
+    @property
+    def calls(self) -> int:
+        """How often the program has run to its end."""
+        return self.ordinary_calls + self.bound_calls
 
     def broken_guard(self) -> Guard | None:
         """The first guard that no longer holds."""
@@ -319,15 +327,23 @@ class Specialization:
             for i in self._updated:
                 if given[i] is not arrays[i]:
                     np.copyto(arrays[i], given[i])
-        self.calls += 1
+        self.ordinary_calls += 1
         return self.commit(leaves, outputs, inputs)
+
+    def fail(self, workspace: Any) -> NoReturn:
+        """Raise what a bound call's run has reported."""
+        try:
+            self.program.fail(workspace)
+        except IndexRangeError:
+            self._drop_gradients()
+            raise
 
     def _drop_gradients(self) -> None:
         """Clear the gradients of the last call: the call that failed may have written over them."""
         for gradient in self.captured.gradients:
             if gradient.output not in self.program.early_outputs:
                 continue
-            last = self._held.pop(gradient.output, None) if gradient.output is not None else None
+            last = self.held_gradients.pop(gradient.output, None) if gradient.output is not None else None
             if last is not None and gradient.tensor is not None and gradient.tensor._grad is last:
                 gradient.tensor._grad = None
 
@@ -360,12 +376,12 @@ class Specialization:
     def _reusable(self, tensor: Tensor, output: int) -> Array | None:
         """The last call's gradient storage, if nobody but the tensor itself still holds it."""
         last = tensor._grad
-        if last is None or last is not self._held.get(output):
+        if last is None or last is not self.held_gradients.get(output):
             return None
         del last
-        if _references(self._held, output) != _ALONE:
+        if _references(self.held_gradients, output) != _ALONE:
             return None
-        array = self._held[output]._value
+        array = self.held_gradients[output]._value
         return array if isinstance(array, np.ndarray) else None
 
     def commit(self, leaves: Sequence[Any], outputs: list[Array], inputs: list[Tensor] | None = None) -> Any:
@@ -392,14 +408,14 @@ class Specialization:
             tensor._grad = None
             return
         value = outputs[gradient.output]
-        last = self._held.get(gradient.output)
+        last = self.held_gradients.get(gradient.output)
         if last is not None and last._value is value:
             return
         made = Tensor(value)
         if gradient.tensor is None:
             tensor._grad = made if tensor._grad is None else tensor._grad + made
             return
-        tensor._grad = self._held[gradient.output] = made
+        tensor._grad = self.held_gradients[gradient.output] = made
 
     def _result(self, outputs: list[Array], inputs: list[Tensor] | None) -> Any:
         leaves = list(self.captured.leaves)

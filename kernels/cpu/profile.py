@@ -44,7 +44,7 @@ class TimedProgram:
         self.groups = len(program.plan.groups)
         lowered = lower(program.graph, program.plan, stamp=_STAMP)
         code = {symbol: _code(kernel, cache) for symbol, kernel in lowered.kernels.items()}
-        workspace = program._workspace()
+        workspace = program.new_workspace()
         # stamps: twice before the first group, then after each group and after the copies
         self._stamps = np.zeros((self.groups + 3, 2), np.int64)
         self._table = np.append(workspace.table, np.uint64(address_of(self._stamps)))

@@ -6,10 +6,12 @@ import json
 import struct
 import threading
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from ctypes import addressof, c_char
 from functools import cached_property
-from typing import Any
+from time import perf_counter
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -24,6 +26,7 @@ from staticgrad.graph.serialize import canonical_order, from_json, graph_key, to
 from staticgrad.graph.timeline import stage
 from staticgrad.kernels.cache import DiskCache, content_key
 from staticgrad.kernels.cpu import native
+from staticgrad.kernels.cpu.array_call import ArrayCall, array_call
 from staticgrad.kernels.cpu.driver import STATUS_BYTES
 from staticgrad.kernels.cpu.kernel import ERROR_WORDS, Kernel
 from staticgrad.kernels.cpu.lower import Table, lower
@@ -124,6 +127,9 @@ class _Workspace:
             self.table[1 + table.inputs + table.outputs + index] = address_of(constant)
         self.entries = addressof(c_char.from_buffer(self.table))
         self.bound: list[Any] = [None] * table.inputs  # the state arrays whose addresses stand in the table
+        self.prepared: object = None  # the key of the `Prepared` that the table was filled for
+        self.numbers: list[Any] = []  # one element each, for the numbers among the inputs of a prepared run
+        self.run: ArrayCall = _unprepared
 
     def take_report(self) -> array[int]:
         """What a run that failed has reported; the status of every thread is cleared."""
@@ -131,6 +137,52 @@ class _Workspace:
         for word in range(len(self.status)):
             self.status[word] = 0
         return report
+
+
+def _unprepared(*_: Any) -> int:
+    raise RuntimeError("program: the workspace is not prepared for arrays; call Prepared.fill first")
+
+
+class Prepared:
+    """Runs of a program that have most of their arrays in common: these are put into the table of pointers once.
+
+    `program.free` holds workspaces; one that was taken from it, or `new_workspace()`, is made ready by `fill`, unless
+    its `prepared` is this `key`. Then `workspace.numbers[i][0] = value`, `failed = workspace.run(*arrays)`, and either
+    `program.free.append(workspace)` or `program.fail(workspace)`.
+
+    Args:
+        fixed: arrays by the number of the input, or of the output behind all inputs.
+        numbers: inputs that are numbers, as typecodes of Python's `array`.
+        changing: the numbers of the arrays that `run` takes, in its order.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        fixed: Mapping[int, np.ndarray[Any, Any]],
+        numbers: Mapping[int, str],
+        changing: Sequence[int],
+    ) -> None:
+        self._program = program
+        self._fixed = fixed
+        self._numbers = numbers
+        self._entries = [1 + index for index in changing]
+        self.key = object()
+
+    def fill(self, workspace: _Workspace) -> None:
+        """Make a workspace ready for these runs."""
+        workspace.prepared = None
+        workspace.bound = [None] * len(workspace.bound)
+        table = workspace.table
+        for index, value in self._fixed.items():
+            table[1 + index] = address_of(value)
+        workspace.numbers = [array(code, [0]) for code in self._numbers.values()]
+        for index, number in zip(self._numbers, workspace.numbers, strict=True):
+            table[1 + index] = number.buffer_info()[0]
+        keep = (self._fixed, workspace.numbers, workspace.memory, workspace.codes, workspace.constants)
+        step = self._program.loaded
+        workspace.run = array_call(step, workspace.arena, table, workspace.status, self._entries, keep)
+        workspace.prepared = self.key
 
 
 class Program:
@@ -150,14 +202,15 @@ class Program:
         self.from_cache = False
         self._facts = facts
         self._code = code
-        self._step = native.load(code)
+        self.loaded = native.load(code)
+        self._step = self.loaded
         self.arena_bytes: int = facts["arena"]
         self.sources: Mapping[str, str] = facts["sources"]
         self.calls: tuple[str, ...] = tuple(facts["kernels"])
         self.early_outputs: frozenset[int] = frozenset(facts["early"])
         self._states = [leaf.attributes["role"] == "state" for leaf in graph.inputs]
         self._table = Table(len(graph.inputs), len(graph.outputs), len(facts["constants"]))
-        self._free: list[_Workspace] = []
+        self.free: list[_Workspace] = []
 
     @cached_property
     def plan(self) -> Plan:
@@ -176,7 +229,7 @@ class Program:
         Raises:
             IndexRangeError: an index lay outside the axis it selects from. State is as it was, outputs are not.
         """
-        self._free.append(self._run(inputs, outputs))
+        self.free.append(self._run(inputs, outputs))
 
     def run_and_read(
         self, inputs: Sequence[np.ndarray[Any, Any]], outputs: Sequence[np.ndarray[Any, Any]]
@@ -189,14 +242,16 @@ class Program:
                 start = workspace.arena - address_of(workspace.memory) + place.offset
                 stored = workspace.memory[start : start + node.nbytes]
                 found[node] = stored.view(node.dtype).reshape(node.shape).copy()
-        self._free.append(workspace)
+        self.free.append(workspace)
         return found
 
     def _run(self, inputs: Sequence[np.ndarray[Any, Any]], outputs: Sequence[np.ndarray[Any, Any]]) -> _Workspace:
         try:
-            workspace = self._free.pop()
+            workspace = self.free.pop()
         except IndexError:
-            workspace = self._workspace()
+            workspace = self.new_workspace()
+        if workspace.prepared is not None:
+            workspace.prepared, workspace.run = None, _unprepared
         table, bound, states = workspace.table, workspace.bound, self._states
         entry = 0
         for value in inputs:
@@ -210,11 +265,33 @@ class Program:
             table[entry] = address_of(value)
         self._step(workspace.arena, workspace.entries)
         if workspace.status[0]:
-            self._free.append(workspace)
-            raise self._error(*workspace.take_report())
+            self.fail(workspace)
         return workspace
 
-    def _workspace(self) -> _Workspace:
+    @contextmanager
+    def timed(self) -> Iterator[list[float]]:
+        """The seconds of every native call inside the block; for calls of one thread."""
+        seconds: list[float] = []
+        prepared = [(workspace, workspace.run, _timed(workspace.run, seconds)) for workspace in self.free]
+        self._step = _timed(self.loaded, seconds)
+        for workspace, _, timed in prepared:
+            workspace.run = timed
+        try:
+            yield seconds
+        finally:
+            self._step = self.loaded
+            for workspace, run, timed in prepared:
+                if workspace.run is timed:
+                    workspace.run = run
+
+    def fail(self, workspace: _Workspace) -> NoReturn:
+        """Raise what a run has reported, and have its workspace serve again."""
+        error = self._error(*workspace.take_report())
+        self.free.append(workspace)
+        raise error
+
+    def new_workspace(self) -> _Workspace:
+        """What one run at a time needs."""
         constants = [self._nodes[number].attributes["value"].array() for number in self._facts["constants"]]
         return _Workspace(self.arena_bytes, self._facts["own"], self._table, constants, len(self._facts["errors"]))
 
@@ -265,6 +342,16 @@ class Program:
                 raise FileFormatError("program: the bytes hold no graph; they belong to the cache")
             graph = from_json(stored)
         return cls(graph, facts, data[end:])
+
+
+def _timed(call: Callable[..., Any], seconds: list[float]) -> Callable[..., Any]:
+    def timed(*arguments: Any) -> Any:
+        begin = perf_counter()
+        result = call(*arguments)
+        seconds.append(perf_counter() - begin)
+        return result
+
+    return timed
 
 
 def address_of(array: np.ndarray[Any, Any]) -> int:
