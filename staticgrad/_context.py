@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextvars
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
 
 if TYPE_CHECKING:
     from staticgrad.capture import Capture
@@ -23,6 +27,8 @@ class Context(threading.local):
     """Thread-local modes.
 
     `capture` is the graph under construction, `depth` counts nested transforms, `observer` watches what runs at once.
+    `quietly(function, *args, **kwargs)` calls a function of NumPy arrays with floating-point warnings off. It cannot be
+    nested: inside such a call it raises RuntimeError.
     """
 
     capture: Capture | None = None
@@ -30,6 +36,12 @@ class Context(threading.local):
     inference: bool = False
     depth: int = 0
     observer: Observer | None = None
+
+    def __init__(self) -> None:
+        # NumPy keeps what to warn of in a context variable; entering a context costs a tenth of np.errstate.
+        quiet = contextvars.Context()
+        quiet.run(np.seterr, all="ignore")
+        self.quietly: Callable[..., Any] = quiet.run
 
 
 context = Context()

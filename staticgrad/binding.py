@@ -12,57 +12,112 @@ from staticgrad.autograd.tape import record
 from staticgrad.forward import push_forward
 from staticgrad.graph.errors import StaticgradError
 from staticgrad.graph.location import user_location
-from staticgrad.graph.node import Node, Spec
+from staticgrad.graph.node import DType, Node, Spec
 from staticgrad.graph.op import Op
 from staticgrad.operands import operands_of
 from staticgrad.tensor import INFERENCE_VERSION, Array, Tensor, escaped_error
+
+
+Types = dict[tuple[Any, ...], DType]
+_KEPT_TYPES = 4096
+_types: Types = {}  # the dtypes of results by op, operands and attributes, so that an op's type rule runs once
 
 
 def bind(op: Op, operands: Sequence[Any], attributes: dict[str, Any]) -> Tensor:
     """Apply `op`: run it now or append it to the graph under capture; record it where derivatives are wanted."""
     tensors = operands_of(op, operands)
     try:
-        spec = op.infer([Spec(t._value.shape, t._value.dtype) for t in tensors], attributes)
         if context.capture is None:
-            out = Tensor(_run(op, tensors, attributes, spec))
+            out = Tensor(_run(op, tensors, attributes))
         else:
+            spec = op.infer([t.spec for t in tensors], attributes)
             out = Tensor(context.capture.append(op, tensors, attributes, spec))
     except StaticgradError as error:
         raise located(error) from error.__cause__
-    if op.promotes and tensors[0]._weak and all(t._weak for t in tensors):
-        out._weak = True
     if op.kind == "view":
         out._version = tensors[0]._version
     elif context.inference:
         out._version = INFERENCE_VERSION
-    if spec.dtype.kind == "f":
-        for t in tensors:
-            if t._requires_grad and context.grad_enabled:
-                record(op, tensors, attributes, out)
-                break
-        for t in tensors:
-            if t._tangents is not None:
-                push_forward(op, tensors, attributes, out)
-                break
+    for t in tensors:
+        if t._requires_grad or t._tangents is not None or t._weak:
+            _hand_down(op, tensors, attributes, out)
+            break
     return out
 
 
-def _run(op: Op, tensors: Sequence[Tensor], attributes: dict[str, Any], spec: Spec) -> Array:
-    values = []
-    for t in tensors:
-        if type(t._value) is Node:
-            raise escaped_error(t._value)
-        values.append(t._value)
+def _hand_down(op: Op, tensors: Sequence[Tensor], attributes: dict[str, Any], out: Tensor) -> None:
+    """Give `out` what follows from its operands: a place on the tape, tangents, and that it is a mere number."""
+    if op.promotes and all(t._weak for t in tensors):
+        out._weak = True
+    if out._value.dtype.kind == "f":
+        if context.grad_enabled and any(t._requires_grad for t in tensors):
+            record(op, tensors, attributes, out)
+        if any(t._tangents is not None for t in tensors):
+            push_forward(op, tensors, attributes, out)
+
+
+def _run(op: Op, tensors: Sequence[Tensor], attributes: dict[str, Any]) -> Array:
+    count = len(tensors)
+    if count == 2:  # the common cases written out, without loops
+        x, y = tensors[0]._value, tensors[1]._value
+        values: tuple[Any, ...] = (x, y)
+        key: tuple[Any, ...] = (op, x.dtype, y.dtype)
+    elif count == 1:
+        x = y = tensors[0]._value
+        values = (x,)
+        key = (op, x.dtype)
+    else:
+        values = tuple([t._value for t in tensors])
+        x = y = None
+        key = (op, *[value.dtype for value in values])
+    if type(x) is not np.ndarray or type(y) is not np.ndarray:
+        _require_arrays(values)
+    if op.kind != "elementwise":  # those broadcast as NumPy does, which checks their shapes itself
+        key += tuple([value.shape for value in values])
+    if attributes:
+        key += tuple(attributes.items())
+    try:
+        dtype = _types.get(key)
+    except TypeError:  # an attribute that cannot be hashed
+        dtype = _dtype_of(op, values, attributes)
+    else:
+        if dtype is None:
+            dtype = _types[key] = _dtype_of(op, values, attributes)
     observer = context.observer
-    with np.errstate(all="ignore"):
-        if observer is not None:
-            observer.before()
-        result: Array = op.reference(*values, **attributes)
-        if type(result) is not np.ndarray or result.dtype != spec.dtype:
-            result = np.asarray(result, spec.dtype)
-        if observer is not None:
-            observer.after(values, result)
+    if observer is not None:
+        observer.before()
+    result = _quiet(op, values, attributes)
+    if type(result) is not np.ndarray or result.dtype is not dtype:
+        result = np.asarray(result, dtype)
+    if observer is not None:
+        observer.after(list(values), result)
     return result
+
+
+def _require_arrays(values: Sequence[Any]) -> None:
+    for value in values:
+        if type(value) is Node:
+            raise escaped_error(value)
+
+
+def _dtype_of(op: Op, values: Sequence[Any], attributes: dict[str, Any]) -> DType:
+    """The result's dtype after the op's type rule, which raises for what the op does not take."""
+    if len(_types) >= _KEPT_TYPES:
+        _types.clear()
+    return op.infer([Spec(value.shape, value.dtype) for value in values], attributes).dtype
+
+
+def _quiet(op: Op, values: Sequence[Any], attributes: dict[str, Any]) -> Any:
+    try:
+        if attributes:
+            return context.quietly(op.reference, *values, **attributes)
+        return context.quietly(op.reference, *values)
+    except ValueError:
+        op.infer([Spec(value.shape, value.dtype) for value in values], attributes)  # says what does not broadcast
+        raise
+    except RuntimeError:  # inside another op's reference, as when a finalizer computes
+        with np.errstate(all="ignore"):
+            return op.reference(*values, **attributes)
 
 
 def located(error: StaticgradError) -> StaticgradError:

@@ -10,7 +10,7 @@ from staticgrad._context import context
 from staticgrad.graph.errors import DerivativeError
 from staticgrad.graph.location import UNKNOWN, Location
 from staticgrad.graph.node import Spec
-from staticgrad.graph.op import Need, NotDifferentiable, NotImplementedRule, Op, Zero
+from staticgrad.graph.op import Need, NotImplementedRule, Op, Zero
 from staticgrad.graph.ops.shape import sum_to
 from staticgrad.tensor import INFERENCE_VERSION, Tensor
 
@@ -82,58 +82,61 @@ class TapeNode:
                 "pass retain_graph=True to the first one to go through the graph again"
             )
         op = self.op
+        last = len(op.vjp) - 1
         for i, edge in enumerate(self.edges):
             if edge is None or (useful is not None and id(edge) not in useful):
                 continue
-            position = op.position(i)
+            position = i if i < last else last
             rule = op.vjp[position]
             if callable(rule):
                 value = rule(cotangent, **self._arguments(op.vjp_needs[position], i))
-                yield edge, sum_to(value, self.specs[i].shape)
+                shape = self.specs[i].shape
+                yield edge, value if value._value.shape == shape else sum_to(value, shape)
             elif isinstance(rule, NotImplementedRule):
                 raise DerivativeError(f"{op.name}: this derivative is not implemented: {rule.reason}")
             elif isinstance(rule, Zero):
                 yield edge, _zeros(self.specs[i])
 
     def _arguments(self, needs: Sequence[Need], index: int) -> dict[str, Any]:
-        return {need.name: self._argument(need, index) for need in needs if self._given(need, index)}
-
-    def _given(self, need: Need, index: int) -> bool:
-        return need.kind != "attribute" or need.name in self.attributes or need.name in ("position", "extents")
-
-    def _argument(self, need: Need, index: int) -> Any:
-        if need.kind == "operand":
-            return self._unpacked(need.position)
-        if need.kind == "out":
-            return self._own_result()
-        if need.kind == "shape":
-            return self.specs[need.position].shape
-        if need.kind == "dtype":
-            return self.specs[need.position].dtype
-        return attribute(need.name, self.attributes, index, self.specs)
+        """What a rule is called with; an attribute that the op was not given is left to the rule's default."""
+        found: dict[str, Any] = {}
+        for need in needs:
+            name, kind = need.name, need.kind
+            if kind == "operand":
+                found[name] = self._unpacked(need.position)
+            elif kind == "out":
+                found[name] = self._own_result()
+            elif kind == "shape":
+                found[name] = self.specs[need.position].shape
+            elif kind == "dtype":
+                found[name] = self.specs[need.position].dtype
+            elif name in self.attributes or name in ("position", "extents"):
+                found[name] = attribute(name, self.attributes, index, self.specs)
+        return found
 
     def _unpacked(self, position: int) -> Tensor:
         saved = self.saved[position]
-        self._check(saved, self.versions[position], f"operand {self.op.operands[position]}")
+        if saved._version[0] != self.versions[position]:
+            raise self._changed(saved, self.versions[position], f"operand {self.op.operands[position]}")
         return saved
 
     def _own_result(self) -> Tensor:
         if self.result is None:
             raise DerivativeError(f"backward: {self.op.name} did not keep its result")
-        self._check(self.result, self.versions[-1], "result")
+        if self.result._version[0] != self.versions[-1]:
+            raise self._changed(self.result, self.versions[-1], "result")
         out = Tensor(self.result._value, requires_grad=True)
         out._edge = self
         out._version = self.result._version
         out._tangents = self.result._tangents
         return out
 
-    def _check(self, saved: Tensor, version: int, what: str) -> None:
-        if saved._version[0] != version:
-            raise DerivativeError(
-                f"backward: the {what} of {self.op.name} ({saved.spec}) was changed in place after it was saved for "
-                f"the backward pass (version {saved._version[0]}, saved at {version}); change it after backward, or "
-                "work on a copy"
-            )
+    def _changed(self, saved: Tensor, version: int, what: str) -> DerivativeError:
+        return DerivativeError(
+            f"backward: the {what} of {self.op.name} ({saved.spec}) was changed in place after it was saved for "
+            f"the backward pass (version {saved._version[0]}, saved at {version}); change it after backward, or "
+            "work on a copy"
+        )
 
 
 def _zeros(spec: Spec) -> Tensor:
@@ -167,17 +170,21 @@ def _to_save(op: Op, mask: int) -> tuple[tuple[int, ...], bool]:
 def record(op: Op, operands: Sequence[Tensor], attributes: Mapping[str, Any], out: Tensor) -> None:
     """Put `out = op(*operands)` on the tape, if a derivative can flow to some operand."""
     edges: list[Any] = []
+    specs: list[Spec] = []
     mask = 0
+    last = len(op.vjp) - 1
     for i, operand in enumerate(operands):
-        position = op.position(i)
-        if operand._requires_grad and not isinstance(op.vjp[position], NotDifferentiable):
-            edges.append(operand.gradient_edge())
+        value = operand._value
+        specs.append(Spec(value.shape, value.dtype))
+        position = i if i < last else last
+        if operand._requires_grad and op.differentiable[position]:
+            edges.append(operand if operand._edge is None else operand._edge)
             mask |= 1 << position
         else:
             edges.append(None)
     if not mask:
         return
-    node = TapeNode(op, attributes, edges, [operand.spec for operand in operands])
+    node = TapeNode(op, attributes, edges, specs)
     positions, keeps_result = _to_save(op, mask)
     for position in positions:
         saved = operands[position]
