@@ -25,16 +25,11 @@ _types: dict[tuple[Any, ...], DType] = {}  # dtypes of results by op, operands a
 def bind(op: Op, operands: Sequence[Any], attributes: dict[str, Any]) -> Tensor:
     """Apply `op`: run it now or append it to the graph under capture; record it where derivatives are wanted."""
     tensors = operands_of(op, operands)
-    if context.plain and not attributes and len(tensors) == 2 and op.kind == "elementwise":
-        x, y = tensors
-        result = _run_pair(op, x._value, y._value)
-        if result is not None and not (x._weak or y._weak):
-            out = Tensor(result)
-            if x._requires_grad or y._requires_grad or x._tangents is not None or y._tangents is not None:
-                _follow(op, tensors, attributes, out)
-            return out
+    plain = context.plain
     try:
-        if context.capture is None:
+        if plain and not attributes and len(tensors) == 2 and op.kind == "elementwise":
+            out = Tensor(_run_pair(op, tensors))
+        elif plain or context.capture is None:
             out = Tensor(_run(op, tensors, attributes))
         else:
             spec = op.infer([t.spec for t in tensors], attributes)
@@ -43,7 +38,7 @@ def bind(op: Op, operands: Sequence[Any], attributes: dict[str, Any]) -> Tensor:
         raise located(error) from error.__cause__
     if op.kind == "view":
         out._version = tensors[0]._version
-    elif context.inference:
+    elif not plain and context.inference:
         out._version = INFERENCE_VERSION
     for t in tensors:
         if t._requires_grad or t._tangents is not None or t._weak:
@@ -52,20 +47,6 @@ def bind(op: Op, operands: Sequence[Any], attributes: dict[str, Any]) -> Tensor:
             _follow(op, tensors, attributes, out)
             break
     return out
-
-
-def _run_pair(op: Op, x: Any, y: Any) -> Array | None:
-    """The commonest case, an elementwise op of two arrays that is known to take them; None for any other."""
-    dtype = _types.get((op, x.dtype, y.dtype))
-    if dtype is None or type(x) is not np.ndarray or type(y) is not np.ndarray:
-        return None
-    try:
-        result = context.quietly(op.reference, x, y)
-    except (ValueError, RuntimeError):
-        return None
-    if type(result) is np.ndarray and result.dtype is dtype:
-        return result
-    return np.asarray(result, dtype)
 
 
 def _follow(op: Op, tensors: Sequence[Tensor], attributes: dict[str, Any], out: Tensor) -> None:
@@ -80,37 +61,47 @@ def _follow(op: Op, tensors: Sequence[Tensor], attributes: dict[str, Any], out: 
             break
 
 
+def _run_pair(op: Op, tensors: Sequence[Tensor]) -> Array:
+    """The commonest case: an elementwise op of two tensors. Shapes are left to NumPy, which broadcasts by our rule."""
+    x: Any = tensors[0]._value
+    y: Any = tensors[1]._value
+    dtype = _types.get((op, x.dtype, y.dtype))
+    if dtype is None or type(x) is not np.ndarray or type(y) is not np.ndarray:
+        dtype = _known_type((op, x.dtype, y.dtype), op, (x, y), {})
+    try:
+        result = context.quietly(op.reference, x, y)
+    except (ValueError, RuntimeError):
+        result = _again(op, (x, y), {})
+    if type(result) is np.ndarray and result.dtype is dtype:
+        return result
+    return np.asarray(result, dtype)
+
+
 def _run(op: Op, tensors: Sequence[Tensor], attributes: dict[str, Any]) -> Array:
-    count = len(tensors)
-    if count == 2:  # the common cases written out, without loops
-        x, y = tensors[0]._value, tensors[1]._value
-        values: tuple[Any, ...] = (x, y)
-        key: tuple[Any, ...] = (op, x.dtype, y.dtype)
-    elif count == 1:
-        x = y = tensors[0]._value
-        values = (x,)
-        key = (op, x.dtype)
+    if len(tensors) == 1:
+        x: Any = tensors[0]._value
+        values: tuple[Any, ...] = (x,)
+        key: tuple[Any, ...] = (op, x.dtype, x.shape, *attributes.items())
     else:
+        x = None
         values = tuple([t._value for t in tensors])
-        x = y = None
-        key = (op, *[value.dtype for value in values])
-    if type(x) is not np.ndarray or type(y) is not np.ndarray:
-        _require_arrays(values)
-    if op.kind != "elementwise":  # those broadcast as NumPy does, which checks their shapes itself
-        key += tuple([value.shape for value in values])
-    if attributes:
-        key += tuple(attributes.items())
+        key = (op, *[(value.dtype, value.shape) for value in values], *attributes.items())  # type: ignore[union-attr]
     try:
         dtype = _types.get(key)
     except TypeError:  # an attribute that cannot be hashed
-        dtype = _dtype_of(op, values, attributes)
-    else:
-        if dtype is None:
-            dtype = _types[key] = _dtype_of(op, values, attributes)
+        dtype = None
+    if dtype is None or type(x) is not np.ndarray:
+        dtype = _known_type(key, op, values, attributes)
     observer = context.observer
     if observer is not None:
         observer.before()
-    result = _quiet(op, values, attributes)
+    try:
+        if attributes:
+            result = context.quietly(op.reference, *values, **attributes)
+        else:
+            result = context.quietly(op.reference, *values)
+    except (ValueError, RuntimeError):
+        result = _again(op, values, attributes)
     if type(result) is not np.ndarray or result.dtype is not dtype:
         result = np.asarray(result, dtype)
     if observer is not None:
@@ -118,30 +109,28 @@ def _run(op: Op, tensors: Sequence[Tensor], attributes: dict[str, Any]) -> Array
     return result
 
 
-def _require_arrays(values: Sequence[Any]) -> None:
+def _known_type(key: tuple[Any, ...], op: Op, values: Sequence[Any], attributes: dict[str, Any]) -> DType:
+    """The result's dtype after the op's type rule, which raises for what the op does not take."""
     for value in values:
         if type(value) is Node:
             raise escaped_error(value)
-
-
-def _dtype_of(op: Op, values: Sequence[Any], attributes: dict[str, Any]) -> DType:
-    """The result's dtype after the op's type rule, which raises for what the op does not take."""
-    if len(_types) >= _KEPT_TYPES:
-        _types.clear()
-    return op.infer([Spec(value.shape, value.dtype) for value in values], attributes).dtype
-
-
-def _quiet(op: Op, values: Sequence[Any], attributes: dict[str, Any]) -> Any:
     try:
-        if attributes:
-            return context.quietly(op.reference, *values, **attributes)
-        return context.quietly(op.reference, *values)
-    except ValueError:
-        op.infer([Spec(value.shape, value.dtype) for value in values], attributes)  # says what does not broadcast
-        raise
-    except RuntimeError:  # inside another op's reference, as when a finalizer computes
-        with np.errstate(all="ignore"):
-            return op.reference(*values, **attributes)
+        dtype = _types.get(key)
+    except TypeError:
+        return op.infer([Spec(value.shape, value.dtype) for value in values], attributes).dtype
+    if dtype is None:
+        dtype = op.infer([Spec(value.shape, value.dtype) for value in values], attributes).dtype
+        if len(_types) >= _KEPT_TYPES:
+            _types.clear()
+        _types[key] = dtype
+    return dtype
+
+
+def _again(op: Op, values: Sequence[Any], attributes: dict[str, Any]) -> Any:
+    """Say what does not fit; else run the op inside another op's reference, as when a finalizer computes."""
+    op.infer([Spec(value.shape, value.dtype) for value in values], attributes)
+    with np.errstate(all="ignore"):
+        return op.reference(*values, **attributes)
 
 
 def located(error: StaticgradError) -> StaticgradError:

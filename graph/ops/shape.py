@@ -108,10 +108,10 @@ def _broadcast_back(cotangent: Any, *, x_shape: Shape) -> Any:
 
 def sum_to(cotangent: Any, shape: Shape) -> Any:
     """Sum `cotangent` over the axes along which `shape` was broadcast to it."""
-    from staticgrad.graph.ops.reduction import sum_
-
     if cotangent.shape == shape:
         return cotangent
+    from staticgrad.graph.ops.reduction import sum_
+
     lead = len(cotangent.shape) - len(shape)
     stretched = [lead + i for i, extent in enumerate(shape) if extent == 1 and cotangent.shape[lead + i] != 1]
     axes = tuple(range(lead)) + tuple(stretched)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from staticgrad._context import context
@@ -74,13 +74,14 @@ class TapeNode:
         self.result = None
         self.freed = True
 
-    def pull(self, cotangent: Tensor, useful: Collection[int] | None = None) -> Iterator[tuple[Any, Tensor]]:
+    def pull(self, cotangent: Tensor, useful: Collection[int] | None = None) -> Iterable[tuple[Any, Tensor]]:
         """The cotangents of the operands as (edge, value): of all, or of those whose edges' ids are `useful`."""
         if self.freed:
             raise DerivativeError(
                 f"backward: the values saved by {self.op.name} were freed by an earlier backward; "
                 "pass retain_graph=True to the first one to go through the graph again"
             )
+        found: list[tuple[Any, Tensor]] = []
         op = self.op
         last = len(op.vjp) - 1
         for i, edge in enumerate(self.edges):
@@ -90,12 +91,12 @@ class TapeNode:
             rule = op.vjp[position]
             if callable(rule):
                 value = rule(cotangent, **self._arguments(op.vjp_needs[position], i))
-                shape = self.specs[i].shape
-                yield edge, value if value._value.shape == shape else sum_to(value, shape)
+                found.append((edge, sum_to(value, self.specs[i].shape)))
             elif isinstance(rule, NotImplementedRule):
                 raise DerivativeError(f"{op.name}: this derivative is not implemented: {rule.reason}")
             elif isinstance(rule, Zero):
-                yield edge, _zeros(self.specs[i])
+                found.append((edge, _zeros(self.specs[i])))
+        return found
 
     def _arguments(self, needs: Sequence[Need], index: int) -> dict[str, Any]:
         """What a rule is called with; an attribute that the op was not given is left to the rule's default."""
@@ -154,6 +155,7 @@ def attribute(name: str, attributes: Mapping[str, Any], index: int, specs: Seque
     return attributes[name]
 
 
+_new_tuple = tuple.__new__  # makes a Spec in half the time of Spec(...)
 _saving: dict[tuple[Op, int], tuple[tuple[int, ...], bool]] = {}
 
 
@@ -168,10 +170,13 @@ def _to_save(op: Op, mask: int) -> tuple[tuple[int, ...], bool]:
 def record(op: Op, operands: Sequence[Tensor], attributes: Mapping[str, Any], out: Tensor) -> None:
     """Put `out = op(*operands)` on the tape, if a derivative can flow to some operand."""
     edges: list[Any] = []
+    specs: list[Spec] = []
     mask = 0
     differentiable = op.differentiable
     last = len(differentiable) - 1
     for i, operand in enumerate(operands):
+        value = operand._value
+        specs.append(_new_tuple(Spec, (value.shape, value.dtype)))
         position = i if i < last else last
         if operand._requires_grad and differentiable[position]:
             edges.append(operand if operand._edge is None else operand._edge)
@@ -180,7 +185,7 @@ def record(op: Op, operands: Sequence[Tensor], attributes: Mapping[str, Any], ou
             edges.append(None)
     if not mask:
         return
-    node = TapeNode(op, attributes, edges, [_spec_of(operand._value) for operand in operands])
+    node = TapeNode(op, attributes, edges, specs)
     positions, keeps_result = _saving.get((op, mask)) or _to_save(op, mask)
     for position in positions:
         saved = operands[position]
@@ -201,6 +206,3 @@ def record(op: Op, operands: Sequence[Tensor], attributes: Mapping[str, Any], ou
     out._edge = node
     out._requires_grad = True
 
-
-def _spec_of(value: Any) -> Spec:
-    return tuple.__new__(Spec, (value.shape, value.dtype))  # half the time of Spec(...)

@@ -108,6 +108,12 @@ def _joined(tensors: Sequence[Tensor]) -> Tensor:
 def _unpack(parts: Sequence[Tensor], whole: Tensor) -> None:
     start = 0
     for part in parts:
-        shape, stop = part.shape, start + part.size
-        part.copy_(Tensor(whole._value[start:stop].reshape(shape)))  # type: ignore[index]
+        value: Any = part._value
+        stop = start + value.size
+        new = whole._value[start:stop].reshape(value.shape)  # type: ignore[index]
         start = stop
+        if value.flags.writeable:
+            part._version[0] += 1
+            np.copyto(value, new)
+        else:
+            part.copy_(Tensor(new))  # says why it cannot
