@@ -22,6 +22,7 @@ from staticgrad.bound_call import UNBOUND, BoundCall, BoundLoop, Call
 from staticgrad.collector import collection_paused
 from staticgrad.graph.errors import CaptureError, DTypeError, RecompileLimitError
 from staticgrad.graph.node import Graph
+from staticgrad.graph.timeline import described, recorded
 from staticgrad.operands import check_device, check_dtype
 from staticgrad.specialize import Specialization, capture, is_array, is_static
 from staticgrad.tensor import Tensor
@@ -252,11 +253,13 @@ class CompiledFunction:
         from staticgrad.kernels.cpu.program import compile_graph
 
         paths = leaf_paths(self._rebuild_names(structure))
-        with collection_paused:
+        with collection_paused, recorded() as timeline:
             captured = capture(self.fn, lambda found: self._rebuild(structure, static, found), leaves, paths)
             program = compile_graph(captured.graph, cache=default_cache() if self._cache else None)
         self._from_disk += program.from_cache
         made = Specialization(captured, program)
+        made.timeline = timeline
+        log.info("staticgrad: %s is compiled: %s", self._name(), described(timeline))
         self._found.setdefault(signature, []).append(made)
         self._history.append((signature, reason, made))
         return made

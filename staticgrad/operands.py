@@ -37,8 +37,7 @@ def check_dtype(name: str, dtype: Any) -> DType:
         raise DTypeError(f"{name}: no such dtype: {dtype!r}") from None
     if not supports(found):
         raise DTypeError(f"{name}: dtypes are bool, int8 to int64, uint8 to uint64, float32 and float64; got {found}")
-    native: DType = found.newbyteorder("=")
-    return native
+    return np.dtype(found.type)  # in native byte order, and the one object that NumPy has for it
 
 
 def as_operand(name: str, value: Any) -> Tensor | Scalar:
@@ -107,12 +106,19 @@ def _scalar_tensor(name: str, value: Scalar, dtype: DType) -> Tensor:
     return Tensor(array if capture is None else capture.constant(array))
 
 
-def operands_of(op: Op, given: Sequence[Any]) -> list[Tensor]:
+def operands_of(op: Op, given: Sequence[Any]) -> Sequence[Tensor]:
     """The operands as Tensors of one dtype where the op wants one."""
-    if op.promotes and len(given) == 2:
-        pair = _with_number(op.name, *given)
-        if pair is not None:
-            return pair
+    if len(given) == 2:  # the common cases at once
+        x, y = given
+        if isinstance(x, Tensor) and isinstance(y, Tensor):
+            if not (x._weak or y._weak) and (not op.promotes or x._value.dtype == y._value.dtype):
+                return given
+        elif op.promotes:
+            pair = _with_number(op.name, x, y)
+            if pair is not None:
+                return pair
+    elif len(given) == 1 and isinstance(given[0], Tensor) and not given[0]._weak:
+        return given
     operands = [x if type(x) is Tensor else as_operand(op.name, x) for x in given]
     if not op.promotes:
         return [x if isinstance(x, Tensor) and not x._weak else _settled(op.name, x) for x in operands]
@@ -132,11 +138,13 @@ def operands_of(op: Op, given: Sequence[Any]) -> list[Tensor]:
 
 
 def _with_number(name: str, x: Any, y: Any) -> list[Tensor] | None:
-    """The commonest case at once: a floating tensor and a Python number."""
-    if type(y) in (float, int) and type(x) is Tensor and not x._weak and x._value.dtype.kind == "f":
-        return [x, _scalar_tensor(name, y, x._value.dtype)]
-    if type(x) in (float, int) and type(y) is Tensor and not y._weak and y._value.dtype.kind == "f":
-        return [_scalar_tensor(name, x, y._value.dtype), y]
+    """A floating tensor and a Python number."""
+    if (type(y) is float or type(y) is int) and isinstance(x, Tensor) and not x._weak:
+        dtype = x._value.dtype
+        return [x, _scalar_tensor(name, y, dtype)] if dtype.kind == "f" else None
+    if (type(x) is float or type(x) is int) and isinstance(y, Tensor) and not y._weak:
+        dtype = y._value.dtype
+        return [_scalar_tensor(name, x, dtype), y] if dtype.kind == "f" else None
     return None
 
 

@@ -17,6 +17,7 @@ from staticgrad.graph.members import Members
 from staticgrad.graph.node import Node
 from staticgrad.graph.plan import describe_group
 from staticgrad.graph.structure import COSTS
+from staticgrad.graph.timeline import described
 from staticgrad.graph.views import Strided, own_storage
 from staticgrad.specialize import Captured, Specialization
 from staticgrad.table import aligned, count, duration, size
@@ -49,6 +50,7 @@ def _facts(specialization: Specialization) -> Iterator[str]:
     products = sum(node.op.name == "matmul" for node in captured.graph.nodes)
     yield f"calls      {specialization.calls}"
     yield f"program    {'loaded from the disk cache' if program.from_cache else 'compiled in this process'}"
+    yield f"stages     {described(specialization.timeline)}"
     yield (
         f"runs       {len(program.calls)} kernels ({len(program.sources)} distinct) and {products} matrix products for "
         f"{len(captured.graph.nodes)} nodes"

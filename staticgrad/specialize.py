@@ -15,6 +15,7 @@ from staticgrad.capture import Argument, Binding, Capture, GradState, HostScalar
 from staticgrad.graph.errors import CaptureError, IndexRangeError, ShapeError
 from staticgrad.graph.node import DType, Graph, Node, Shape, Spec
 from staticgrad.graph.rewrite import rewrite
+from staticgrad.graph.timeline import Timeline, stage
 from staticgrad.guards import Guard, Place
 from staticgrad.read_values import CONTENT, values_read
 from staticgrad.read_values import held as held_value
@@ -95,6 +96,20 @@ def capture(
     `rebuild` makes (args, kwargs) from the leaves; leaves that are not arrays or numbers are passed as they are.
     """
     watch = Watch(function, [leaf for leaf in (*leaves, *_bound(function)) if not is_array(leaf)])
+    with stage("capture"):
+        held, result, stand_ins = _run_traced(function, rebuild, leaves, paths, watch)
+    with stage("guard"):
+        _watch_values(held, function, watch, leaves)
+    return _finish(held, result, stand_ins)
+
+
+def _run_traced(
+    function: Callable[..., Any],
+    rebuild: Callable[[list[Any]], tuple[Any, Any]],
+    leaves: Sequence[Any],
+    paths: Sequence[str],
+    watch: Watch,
+) -> tuple[Capture, Any, dict[int, tuple[int, Tensor, Node]]]:
     held = Capture(names_of(watch.reached()))
     traced, stand_ins = _stand_ins(held, leaves, paths)
     args, kwargs = rebuild(traced)
@@ -107,8 +122,7 @@ def capture(
             "compile: the function changes the structure of one of its arguments (appends to a list, adds a key); "
             "return the new value instead"
         )
-    _watch_values(held, function, watch, leaves)
-    return _finish(held, result, stand_ins)
+    return held, result, stand_ins
 
 
 def _watch_values(held: Capture, function: Any, watch: Watch, leaves: Sequence[Any]) -> None:
@@ -184,7 +198,8 @@ def _finish(held: Capture, result: Any, stand_ins: Mapping[int, tuple[int, Tenso
         if tensor._value is not node:
             written.append((i, len(outputs)))
             outputs.append(held.node_of(tensor))
-    graph = rewrite(held.graph(outputs, updates))
+    with stage("rewrite"):
+        graph = rewrite(held.graph(outputs, updates))
     return Captured(graph, held.bindings, list(held.guards.values()), structure, leaves, gradients, written, tracked)
 
 
@@ -258,6 +273,7 @@ class Specialization:
         self.live = "live" in captured.tracked
         self.pullbacks: dict[tuple[int, ...], Callable[..., Any]] = {}
         self.keeping: Program | None = None  # the same program with every value kept, for check=True
+        self.timeline: Timeline = {}  # of its compilation
         self.bound_calls = 0  # those that went through a bound call
         self.ordinary_calls = 0
 

@@ -34,7 +34,8 @@ def write(tensor: Tensor, source: Any) -> None:
     new = source._value if isinstance(source, Tensor) else np.asarray(source)
     if isinstance(new, Node):
         raise escaped_error(new)
-    _check_fits(tensor, new.shape)
+    if new.shape != value.shape:
+        _check_fits(tensor, new.shape)
     if not value.flags.writeable:
         raise ValueError(
             f"copy_: the tensor ({tensor.spec}) is a broadcast view or shares a read-only array, which cannot be "

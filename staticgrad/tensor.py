@@ -359,12 +359,11 @@ class Tensor:
     # ------------------------------------------------------------ operators
 
     @staticmethod
-    def _apply(op: Op, x: Any, y: Any) -> Tensor:
-        """A binary operator; NotImplemented for what is not an operand, so that Python tries the other side."""
-        for value in (x, y):
-            if not isinstance(value, Tensor | bool | int | float | np.ndarray | np.generic):
-                return NotImplemented  # type: ignore[no-any-return]
-        return Tensor.__bind__(op, (x, y), {})
+    def _apply(op: Op, x: Any, y: Any, other: Any) -> Tensor:
+        """A binary operator; NotImplemented if `other` is not an operand, so that Python tries the other side."""
+        if isinstance(other, _OPERANDS):
+            return Tensor.__bind__(op, (x, y), {})
+        return NotImplemented  # type: ignore[no-any-return]
 
     def __neg__(self) -> Tensor:
         return Tensor.__bind__(arithmetic.neg, (self,), {})
@@ -376,44 +375,48 @@ class Tensor:
         return Tensor.__bind__(arithmetic.absolute, (self,), {})
 
     def __add__(self, other: Any) -> Tensor:
-        return self._apply(arithmetic.add, self, other)
+        return self._apply(arithmetic.add, self, other, other)
 
     def __radd__(self, other: Any) -> Tensor:
-        return self._apply(arithmetic.add, other, self)
+        return self._apply(arithmetic.add, other, self, other)
 
     def __sub__(self, other: Any) -> Tensor:
-        return self._apply(arithmetic.sub, self, other)
+        return self._apply(arithmetic.sub, self, other, other)
 
     def __rsub__(self, other: Any) -> Tensor:
-        return self._apply(arithmetic.sub, other, self)
+        return self._apply(arithmetic.sub, other, self, other)
 
     def __mul__(self, other: Any) -> Tensor:
-        return self._apply(arithmetic.mul, self, other)
+        return self._apply(arithmetic.mul, self, other, other)
 
     def __rmul__(self, other: Any) -> Tensor:
-        return self._apply(arithmetic.mul, other, self)
+        return self._apply(arithmetic.mul, other, self, other)
 
     def __truediv__(self, other: Any) -> Tensor:
+        if self._value.dtype.kind == "f":
+            return Tensor.__bind__(arithmetic.div, (self, other), {})
         from staticgrad.array.powers import divide
 
         return divide(self, other)
 
     def __rtruediv__(self, other: Any) -> Tensor:
+        if self._value.dtype.kind == "f":
+            return Tensor.__bind__(arithmetic.div, (other, self), {})
         from staticgrad.array.powers import divide
 
         return divide(other, self)
 
     def __floordiv__(self, other: Any) -> Tensor:
-        return self._apply(arithmetic.floor_divide, self, other)
+        return self._apply(arithmetic.floor_divide, self, other, other)
 
     def __rfloordiv__(self, other: Any) -> Tensor:
-        return self._apply(arithmetic.floor_divide, other, self)
+        return self._apply(arithmetic.floor_divide, other, self, other)
 
     def __mod__(self, other: Any) -> Tensor:
-        return self._apply(arithmetic.remainder, self, other)
+        return self._apply(arithmetic.remainder, self, other, other)
 
     def __rmod__(self, other: Any) -> Tensor:
-        return self._apply(arithmetic.remainder, other, self)
+        return self._apply(arithmetic.remainder, other, self, other)
 
     def __pow__(self, other: Any) -> Tensor:
         from staticgrad.array.powers import power
@@ -436,49 +439,49 @@ class Tensor:
         return matmul(other, self) if isinstance(other, Tensor | np.ndarray) else NotImplemented
 
     def __eq__(self, other: Any) -> Tensor:  # type: ignore[override]
-        return self._apply(arithmetic.equal, self, other)
+        return self._apply(arithmetic.equal, self, other, other)
 
     def __ne__(self, other: Any) -> Tensor:  # type: ignore[override]
-        return self._apply(arithmetic.not_equal, self, other)
+        return self._apply(arithmetic.not_equal, self, other, other)
 
     def __lt__(self, other: Any) -> Tensor:
-        return self._apply(arithmetic.less, self, other)
+        return self._apply(arithmetic.less, self, other, other)
 
     def __le__(self, other: Any) -> Tensor:
-        return self._apply(arithmetic.less_equal, self, other)
+        return self._apply(arithmetic.less_equal, self, other, other)
 
     def __gt__(self, other: Any) -> Tensor:
-        return self._apply(arithmetic.greater, self, other)
+        return self._apply(arithmetic.greater, self, other, other)
 
     def __ge__(self, other: Any) -> Tensor:
-        return self._apply(arithmetic.greater_equal, self, other)
+        return self._apply(arithmetic.greater_equal, self, other, other)
 
     def __and__(self, other: Any) -> Tensor:
-        return self._apply(arithmetic.bitwise_and, self, other)
+        return self._apply(arithmetic.bitwise_and, self, other, other)
 
     __rand__ = __and__
 
     def __or__(self, other: Any) -> Tensor:
-        return self._apply(arithmetic.bitwise_or, self, other)
+        return self._apply(arithmetic.bitwise_or, self, other, other)
 
     __ror__ = __or__
 
     def __xor__(self, other: Any) -> Tensor:
-        return self._apply(arithmetic.bitwise_xor, self, other)
+        return self._apply(arithmetic.bitwise_xor, self, other, other)
 
     __rxor__ = __xor__
 
     def __lshift__(self, other: Any) -> Tensor:
-        return self._apply(arithmetic.left_shift, self, other)
+        return self._apply(arithmetic.left_shift, self, other, other)
 
     def __rlshift__(self, other: Any) -> Tensor:
-        return self._apply(arithmetic.left_shift, other, self)
+        return self._apply(arithmetic.left_shift, other, self, other)
 
     def __rshift__(self, other: Any) -> Tensor:
-        return self._apply(arithmetic.right_shift, self, other)
+        return self._apply(arithmetic.right_shift, self, other, other)
 
     def __rrshift__(self, other: Any) -> Tensor:
-        return self._apply(arithmetic.right_shift, other, self)
+        return self._apply(arithmetic.right_shift, other, self, other)
 
     def __invert__(self) -> Tensor:
         op = arithmetic.logical_not if self.dtype.kind == "b" else arithmetic.bitwise_invert
@@ -542,6 +545,9 @@ class Tensor:
         return smallest(self, axis=axis, keepdims=keepdims)
 
     __bind__: Callable[[Op, Sequence[Any], dict[str, Any]], Tensor]
+
+
+_OPERANDS = (Tensor, float, int, np.ndarray, np.generic)
 
 
 def _unpickle(value: Array, requires_grad: bool) -> Tensor:

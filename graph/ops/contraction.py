@@ -33,7 +33,7 @@ def _matmul_spec(x: Spec, y: Spec, *, transpose_x: bool = False, transpose_y: bo
 
 
 def _matmul_reference(x: Any, y: Any, *, transpose_x: bool = False, transpose_y: bool = False) -> Any:
-    return np.matmul(np.swapaxes(x, -1, -2) if transpose_x else x, np.swapaxes(y, -1, -2) if transpose_y else y)
+    return np.matmul(x.swapaxes(-1, -2) if transpose_x else x, y.swapaxes(-1, -2) if transpose_y else y)
 
 
 def _matmul_back_x(

@@ -6,6 +6,7 @@ An index counts from the end if it is negative. With the attribute `what`, the w
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -159,7 +160,18 @@ def _along_spec(x: Spec, indices: Spec, *, axis: int, what: str = "") -> Spec:
 
 def _along_reference(x: Any, indices: Any, *, axis: int, what: str = "") -> Any:
     check_index("take_along_axis", indices, x.shape[axis], what)
-    return np.take_along_axis(x, indices.astype(np.int64), axis)
+    return x[_places(indices.astype(np.int64, copy=False), axis)]
+
+
+def _places(indices: Any, axis: int) -> tuple[Any, ...]:
+    """For each axis the coordinates of what `indices` along `axis` select, as NumPy's indexing takes them."""
+    grid = _grid(indices.shape)
+    return (*grid[:axis], indices, *grid[axis + 1 :])
+
+
+@lru_cache(maxsize=64)
+def _grid(shape: Shape) -> tuple[Any, ...]:
+    return tuple(np.indices(shape, sparse=True))
 
 
 def _along_back(cotangent: Any, *, indices: Any, x_shape: Shape, axis: int, what: str = "") -> Any:
@@ -198,9 +210,7 @@ def _scatter_along_spec(x: Spec, indices: Spec, *, size: int, axis: int, what: s
 def _scatter_along_reference(x: Any, indices: Any, *, size: int, axis: int, what: str = "") -> Any:
     check_index("scatter_add_along_axis", indices, size, what)
     out = np.zeros((*x.shape[:axis], size, *x.shape[axis + 1 :]), x.dtype)
-    place = list(np.indices(x.shape, sparse=True))
-    place[axis] = indices
-    np.add.at(out, tuple(place), x)
+    np.add.at(out, _places(indices, axis), x)
     return out
 
 

@@ -42,7 +42,7 @@ reshape = structural(
     "reshape",
     operands=("x",),
     infer=_reshape_spec,
-    reference=lambda x, *, shape: np.reshape(x, shape),
+    reference=lambda x, *, shape: x.reshape(shape),
     vjp=(_reshape_back,),
     linear="each",
     kind="view",
@@ -68,14 +68,14 @@ def _permute_spec(x: Spec, *, axes: tuple[int, ...]) -> Spec:
 
 
 def _permute_back(cotangent: Any, *, axes: tuple[int, ...]) -> Any:
-    return permute_dims(cotangent, axes=tuple(int(axis) for axis in np.argsort(axes)))
+    return permute_dims(cotangent, axes=tuple(sorted(range(len(axes)), key=axes.__getitem__)))
 
 
 permute_dims = structural(
     "permute_dims",
     operands=("x",),
     infer=_permute_spec,
-    reference=lambda x, *, axes: np.transpose(x, axes),
+    reference=lambda x, *, axes: x.transpose(axes),
     vjp=(_permute_back,),
     linear="each",
     kind="view",
@@ -108,10 +108,10 @@ def _broadcast_back(cotangent: Any, *, x_shape: Shape) -> Any:
 
 def sum_to(cotangent: Any, shape: Shape) -> Any:
     """Sum `cotangent` over the axes along which `shape` was broadcast to it."""
-    from staticgrad.graph.ops.reduction import sum_
-
     if cotangent.shape == shape:
         return cotangent
+    from staticgrad.graph.ops.reduction import sum_
+
     lead = len(cotangent.shape) - len(shape)
     stretched = [lead + i for i, extent in enumerate(shape) if extent == 1 and cotangent.shape[lead + i] != 1]
     axes = tuple(range(lead)) + tuple(stretched)

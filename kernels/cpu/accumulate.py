@@ -9,7 +9,8 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
+
+from staticgrad.kernels.cpu.intrinsic import intrinsic
 
 
 @intrinsic
@@ -39,6 +40,7 @@ def accumulate_product(typingctx: Any, total: Any, value: Any) -> Any:
 def _extreme(name: str, comparison: str) -> Any:
     @intrinsic
     def step(typingctx: Any, best: Any, value: Any) -> Any:
+        """The one of two numbers of a type that is more extreme; a NaN on either side wins."""
         if best != value or not isinstance(best, (types.Float, types.Integer)):
             return None
 
@@ -55,5 +57,5 @@ def _extreme(name: str, comparison: str) -> Any:
     return step
 
 
-larger = _extreme("maximum", ">")  # a NaN on either side wins
+larger = _extreme("maximum", ">")
 smaller = _extreme("minimum", "<")

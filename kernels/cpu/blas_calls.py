@@ -46,7 +46,7 @@ def shared_gemm(writer: Writer, step: Gemm) -> None:
     check(step)
     if not (step.m and step.n and step.batch):
         return
-    axis = "batch" if step.batch > 1 else "m" if step.m >= step.n else "n"
+    axis = _shared_axis(step)
     extent = getattr(step, axis)
     begin, end = writer.bounds(extent, 1 if axis == "batch" else GRAIN)
     count = writer.emit(f"sub i64 {end}, {begin}")
@@ -67,6 +67,18 @@ def shared_gemm(writer: Writer, step: Gemm) -> None:
         writer.lines.append(f"  store i32 {narrow}, ptr %count")
         _product(writer, step, _Part(axis, "%count", *starts))
     writer.lines += [f"  br label %none_{label}", f"none_{label}:"]
+
+
+def _shared_axis(step: Gemm) -> str:
+    """The axis along which threads share a product.
+
+    BLAS copies both operands into blocks, and threads that share rows copy all of B, those that share columns all of
+    A. The smaller of the two is copied twice; a transposed one costs about double.
+    """
+    if step.batch > 1:
+        return "batch"
+    by_rows, by_columns = step.n * (1 + step.transpose_b), step.m * (1 + step.transpose_a)
+    return "m" if by_rows < by_columns else "n"
 
 
 def _product(writer: Writer, step: Gemm, part: _Part) -> None:

@@ -4,36 +4,50 @@ from __future__ import annotations
 
 from typing import Any
 
-from numba import int64
-from numba.extending import register_jitable
+from llvmlite import ir
+from numba import types
+
+from staticgrad.kernels.cpu.intrinsic import intrinsic
+
+_WORD = ir.IntType(64)
 
 
-@register_jitable(error_model="numpy")
-def checked_index(index: Any, extent: Any, status: Any, code: Any) -> Any:
+def _check(context: Any, builder: Any, signature: Any, arguments: Any, *, from_the_back: bool) -> Any:
+    index, extent = (
+        context.cast(builder, value, kind, types.int64)
+        for value, kind in zip(arguments[:2], signature.args[:2], strict=True)
+    )
+    status, code = arguments[2:]
+    place = index
+    if from_the_back:
+        negative = builder.icmp_signed("<", index, _WORD(0))
+        place = builder.select(negative, builder.add(index, extent), index)
+    outside = builder.icmp_unsigned(">=", place, extent)
+    with builder.if_then(outside, likely=False):
+        first = builder.icmp_signed("==", builder.load(status), _WORD(0))
+        with builder.if_then(first):
+            for word, value in enumerate((builder.load(code), index, extent)):
+                builder.store(value, builder.gep(status, [_WORD(word)]))
+    return builder.select(outside, _WORD(0), place)
+
+
+def _typed(index: Any, extent: Any, status: Any, code: Any) -> Any:
+    whole = isinstance(index, types.Integer) and isinstance(extent, types.Integer)
+    return types.int64(index, extent, status, code) if whole else None
+
+
+@intrinsic
+def checked_index(typingctx: Any, index: Any, extent: Any, status: Any, code: Any) -> Any:
     """The index counted from the front, in [0, extent). The first one out of range is written to the status block.
 
     Args: `status` int64[3], `code` int64[1] with what is written into `status[0]`; `extent` at least 1.
     """
-    place = int64(index)
-    if place < 0:
-        place += extent
-    if place < 0 or place >= extent:
-        if status[0] == 0:
-            status[0] = code[0]
-            status[1] = int64(index)
-            status[2] = int64(extent)
-        place = int64(0)
-    return place
+    found = _typed(index, extent, status, code)
+    return found and (found, lambda *given: _check(*given, from_the_back=True))
 
 
-@register_jitable(error_model="numpy")
-def checked_position(position: Any, extent: Any, status: Any, code: Any) -> Any:
+@intrinsic
+def checked_position(typingctx: Any, index: Any, extent: Any, status: Any, code: Any) -> Any:
     """`checked_index` for what may not be negative, such as a label."""
-    place = int64(position)
-    if place < 0 or place >= extent:
-        if status[0] == 0:
-            status[0] = code[0]
-            status[1] = int64(position)
-            status[2] = int64(extent)
-        place = int64(0)
-    return place
+    found = _typed(index, extent, status, code)
+    return found and (found, lambda *given: _check(*given, from_the_back=False))

@@ -247,11 +247,12 @@ class Writer:
     # ------------------------------------------------------------ steps
 
     def _kernel_call(self, step: KernelCall, shared: bool) -> None:
-        numbers = ()
-        if step.per_thread:
+        numbers: tuple[str, ...] = ()
+        if step.joins:
             numbers = ("0", "%threads")
         elif step.extent:
             numbers = self.bounds(step.extent, step.grain) if shared else ("0", str(step.extent))
+        numbers += tuple(map(str, step.numbers))
         types = ["ptr"] * len(step.addresses) + ["i64"] * len(numbers)
         self._declare(f'@"{step.symbol}"', f'declare void @"{step.symbol}"({", ".join(types)})')
         arguments = [f"ptr {self.address(address)}" for address in step.addresses]

@@ -42,7 +42,7 @@ def generate(
 
     Args: `aliases` gives for a written node the read one whose storage the plan lets it take; both are one pointer.
     With `shared`, threads will each make some of the turns of a loop that can be divided: what is added up over the
-    turns each one adds up in memory of its own, and the call's `join` adds up those.
+    turns each one adds up in memory of its own, and the call's `joins` add up those.
     """
     return _Generator(structure, writes, aliases, shared).call()
 
@@ -134,54 +134,72 @@ class _Generator:
                 block += self._inner_loops(found) + row
             lines += [indent + line for line in block]
         lines += after
-        kernel, join = self._kernel(lines), self._join() if self.joined else None
+        kernel, joins = self._kernel(lines), self._joins() if self.joined else ()
         grain = 1 if self.structure.outer else GRAIN
-        return Call(kernel, tuple(self.operands), self.turns if self.ranged else 0, grain, self.own_bytes, join)
+        return Call(kernel, tuple(self.operands), self.turns if self.ranged else 0, grain, self.own_bytes, joins)
 
-    def _join(self) -> Call:
-        """The call that brings together what the threads have added up, and computes what depends on it."""
-        other = _Generator(self.structure, [*self.writes], self.aliases, True)
-        before, after = other._before(last=True), other._joined()
-        return Call(other._kernel([*other.hoisted[0], *before, *after]), tuple(other.operands))
+    # ------------------------------------------------------------ what threads leave to be joined
 
-    def _joined(self) -> list[str]:
-        """Results from the parts that the threads have left; `begin` is 0 and `end` the number of threads here."""
+    def _joins(self) -> tuple[Call, ...]:
+        """The calls that bring together what the threads have added up, and compute what depends on it."""
+        level = self.structure.level
+        late = [member for member in self.structure.members if level[member.node] == Level.AFTER]
+        before = any(level[node] == Level.BEFORE for node in self.writes)
+        used = {access.owner for member in late if member.kind == "map" for access in member.accesses}
+        alone = [member.node for member in late if member.kind == "reduce" and member.node not in used]
+        calls = [self._sum_of_parts(node) for node in alone]
+        if before or len(alone) < len(late):
+            other = _Generator(self.structure, [*self.writes], self.aliases, True)
+            lines = other._before(last=True) + other._dependent(late, alone)
+            calls.append(Call(other._kernel([*other.hoisted[0], *lines]), tuple(other.operands)))
+        return tuple(calls)
+
+    def _sum_of_parts(self, node: Node) -> Call:
+        """The call of a kernel that serves every reduction of this kind, whatever its size."""
+        wide = node in self.wide or node.size == 1
+        dtype = accumulator_dtype(node, wide)
+        part = stored_value("p0[t * distance + i]", node)
+        lines = [
+            "def kernel(p0, p1, begin, end, size, distance):",
+            f'    """{node.op.name} of the parts that threads begin, begin + 1, … have left, `distance` apart.',
+            "",
+            f"    p0: {dtype}, the parts",
+            f"    p1: {node.dtype}, written",
+            '    """',
+            "    for t in range(begin + 1, end):",
+            "        for i in range(size):",
+            f"            p0[i] = {step(node, stored_value('p0[i]', node), part, wide=wide)}",
+            "    for i in range(size):",
+            f"        p1[i] = {narrowed(node, 'p0[i]') if wide else 'p0[i]'}",
+        ]
+        kernel = Kernel("\n".join(lines) + "\n", (dtype, node.dtype), 4)
+        operands = (Operand("joint", node, self.scratch[node]), Operand("storage", node))
+        return Call(kernel, operands, numbers=(node.size, self.own_bytes // dtype.itemsize))
+
+    def _dependent(self, late: Sequence[Member], alone: Sequence[Node]) -> list[str]:
+        """Numbers that others are computed from, and those: `begin` is 0 and `end` the number of threads here."""
         lines = []
-        for member in self.structure.members:
-            node = member.node
-            if self.structure.level[node] != Level.AFTER:
+        for member in late:
+            node, name = member.node, self.names[member.node]
+            if node in alone:
                 continue
-            name = self.names[node]
             if member.kind == "map":
                 lines.append(f"{name} = {self._value(member, self._operands(member, None), '0')}")
             else:
-                wide = node in self.wide or node.size == 1
-                dtype = accumulator_dtype(node, wide)
+                dtype = accumulator_dtype(node, wide=True)
                 parts = self._pointer("joint", node, dtype, self.scratch[node])
-                distance = self.own_bytes // dtype.itemsize
-                if node.size == 1:
-                    part = stored_value(f"{parts}[t * {distance}]", node)
-                    lines += [
-                        f"u{name[1:]} = {first_value(node, wide=True)}",
-                        "for t in range(begin, end):",
-                        f"    u{name[1:]} = {step(node, f'u{name[1:]}', part, wide=True)}",
-                        f"{name} = {narrowed(node, f'u{name[1:]}')}",
-                    ]
-                else:
-                    total = stored_value(f"{parts}[i]", node)
-                    part = stored_value(f"{parts}[t * {distance} + i]", node)
-                    result = narrowed(node, f"{parts}[i]") if wide else f"{parts}[i]"
-                    lines += [
-                        "for t in range(begin + 1, end):",
-                        f"    for i in range({node.size}):",
-                        f"        {parts}[i] = {step(node, total, part, wide=wide)}",
-                        f"for i in range({node.size}):",
-                        f"    {self._storage(node)}[i] = {result}",
-                    ]
-                    continue
+                part = stored_value(f"{parts}[t * {self.own_bytes // dtype.itemsize}]", node)
+                lines += [
+                    f"u{name[1:]} = {first_value(node, wide=True)}",
+                    "for t in range(begin, end):",
+                    f"    u{name[1:]} = {step(node, f'u{name[1:]}', part, wide=True)}",
+                    f"{name} = {narrowed(node, f'u{name[1:]}')}",
+                ]
             if node in self.writes:
                 lines.append(f"{self._storage(node)}[0] = {name}")
         return lines
+
+    # ------------------------------------------------------------ the text
 
     def _kernel(self, lines: Sequence[str]) -> Kernel:
         names = [f"p{position}" for position in range(len(self.operands))]
@@ -197,7 +215,7 @@ class _Generator:
             '    """',
             *(f"    {line}" for line in lines),
         ]
-        return Kernel("\n".join(text) + "\n", tuple(self.dtypes), self.ranged)
+        return Kernel("\n".join(text) + "\n", tuple(self.dtypes), 2 if self.ranged else 0)
 
     def _title(self) -> list[str]:
         ops = " ".join(member.node.op.name for member in self.structure.members)

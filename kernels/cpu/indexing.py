@@ -6,7 +6,7 @@ import math
 
 from staticgrad.graph.node import Node, Shape
 from staticgrad.kernels.cpu.expressions import literal
-from staticgrad.kernels.cpu.structural import GRAIN, check_of, lowering, nest
+from staticgrad.kernels.cpu.structural import check_of, lowering, nest
 
 
 def _around(shape: Shape, axis: int) -> tuple[int, int]:
@@ -63,14 +63,14 @@ def take(node: Node) -> list[str]:
     return nest((before, indices.size), row)
 
 
-def _columns_added(node: Node) -> int:
-    """The length of the runs that are added: threads may share them by column, and every sum keeps its order."""
+def _rows_added_to(node: Node) -> int:
+    """The number of runs that are added to: every thread looks at all indices and adds to its own runs, in order."""
     x, _ = node.operands
     before, after = _around(node.shape, node.attributes["axis"])
-    return after if before == 1 and after >= 2 * GRAIN and x.size and node.size else 0
+    return node.size // after if before == 1 and x.size and node.size else 0
 
 
-@lowering("scatter_add", checks_index=True, turns=_columns_added)
+@lowering("scatter_add", checks_index=True, turns=_rows_added_to)
 def scatter_add(node: Node) -> list[str]:
     """out[a, indices[i], b] += x[a, i, b], from zeros, in the order of the indices."""
     x, indices = node.operands
@@ -80,19 +80,23 @@ def scatter_add(node: Node) -> list[str]:
         return _all_wrong(x.size) if indices.size else ["pass"]
     if x.size == 0:
         return _cleared(node)
-    columns = "begin, end" if _columns_added(node) else str(after)
+    add = [f"for i2 in range({after}):", "    out[place + i2] = out[place + i2] + x0[start + i2]"]
+    if before == 1:
+        row = [
+            f"run = {check_of(node)}(x1[i0], {extent}, status, code)",
+            "if (run >= begin) & (run < end):",
+            f"    place = run * {after}",
+            f"    start = i0 * {after}",
+            *(f"    {line}" for line in add),
+        ]
+        clear = [f"for i in range(begin * {after}, end * {after}):", f"    out[i] = {literal(0, node.dtype)}"]
+        return [*clear, *nest((indices.size,), row)]
     row = [
         f"place = (i0 * {extent} + {check_of(node)}(x1[i1], {extent}, status, code)) * {after}",
         f"start = (i0 * {indices.size} + i1) * {after}",
-        f"for i2 in range({columns}):",
-        "    out[place + i2] = out[place + i2] + x0[start + i2]",
+        *add,
     ]
-    clear = [
-        f"for i0 in range({node.size // after}):",
-        f"    for i2 in range({columns}):",
-        f"        out[i0 * {after} + i2] = {literal(0, node.dtype)}",
-    ]
-    return [*(clear if _columns_added(node) else _cleared(node)), *nest((before, indices.size), row)]
+    return [*_cleared(node), *nest((before, indices.size), row)]
 
 
 @lowering("take_along_axis", checks_index=True)

@@ -17,7 +17,7 @@ ERROR_WORDS = 3  # status block: error code (1 + position in the error table; 0 
 class Kernel:
     """Source of `def kernel(p0, p1, …)` and the dtypes behind its pointers. Equal text is one kernel.
 
-    A `ranged` kernel takes two more numbers: the turns [begin, end) of its outermost loop.
+    After the pointers come `numbers` integers: none, or first the turns [begin, end) of its outermost loop.
 
     The source depends on positions, shapes and strides only, never on the user's names or files, so that equal groups
     of nodes give equal text.
@@ -25,7 +25,7 @@ class Kernel:
 
     source: str
     dtypes: tuple[DType, ...]
-    ranged: bool = False
+    numbers: int = 0
 
     @cached_property
     def symbol(self) -> str:
@@ -52,10 +52,11 @@ class Call:
     """A kernel with the operands of one call.
 
     Attributes:
-        extent: turns of a ranged kernel's outermost loop.
+        extent: turns of the outermost loop, where the kernel can be told which ones to make.
         grain: turns that should stay together when threads share them.
         own_bytes: working memory for each thread that takes part.
-        join: the call that brings together what the threads have left in theirs.
+        joins: the calls that bring together what the threads have left in theirs.
+        numbers: what a joining kernel takes after `begin` and `end`.
     """
 
     kernel: Kernel
@@ -63,7 +64,8 @@ class Call:
     extent: int = 0
     grain: int = 1
     own_bytes: int = 0
-    join: Call | None = None
+    joins: tuple[Call, ...] = ()
+    numbers: tuple[int, ...] = ()
 
 
 def kernel_llvm(kernel: Kernel) -> str:
@@ -72,7 +74,7 @@ def kernel_llvm(kernel: Kernel) -> str:
 
     namespace: dict[str, Any] = dict(_names())
     exec(compile(kernel.source, f"<{kernel.symbol}>", "exec"), namespace)
-    return kernel_ir(namespace["kernel"], kernel.dtypes, kernel.symbol, ranged=kernel.ranged)
+    return kernel_ir(namespace["kernel"], kernel.dtypes, kernel.symbol, numbers=kernel.numbers)
 
 
 @cache

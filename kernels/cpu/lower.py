@@ -171,8 +171,8 @@ class _Lowering:
                 self.lowered.own_bytes = max(self.lowered.own_bytes, call.own_bytes)
                 writes.append(Range("own", 0, 1))
             self._add(self._call(call, call, scratch), reads, writes, cost)
-            if call.join is not None:
-                self._add(self._call(call.join, call, scratch, joins=True), reads, writes)
+            for join in call.joins:
+                self._add(self._call(join, call, scratch, joins=True), reads, writes)
 
     def _fused(self, group: Group) -> Call:
         places = self.plan.places
@@ -185,7 +185,7 @@ class _Lowering:
     def _call(self, call: Call, main: Call, scratch: Place | None, *, joins: bool = False) -> KernelCall:
         kernel = self.lowered.kernels.setdefault(call.kernel.symbol, call.kernel)
         addresses = tuple(self._address(operand, scratch, main.own_bytes) for operand in call.operands)
-        return KernelCall(kernel.symbol, addresses, call.extent, call.grain, joins)
+        return KernelCall(kernel.symbol, addresses, call.extent, call.grain, joins, call.numbers)
 
     def _address(self, operand: Operand, scratch: Place | None, own_bytes: int) -> Address:
         if operand.kind == "status":

@@ -260,7 +260,7 @@ def _check_calls(module: Any, calls: Sequence[KernelCall]) -> None:
         parameters = arity.get(call.symbol)
         if parameters is None:
             raise ValueError(f"build: every kernel a step calls must be given; {call.symbol} is not; add its IR")
-        given = len(call.addresses) + (2 if call.extent or call.per_thread else 0)
+        given = len(call.addresses) + (2 if call.extent or call.joins else 0) + len(call.numbers)
         if parameters != given:
             raise ValueError(f"build: {call.symbol} takes {parameters} arguments; a step passes {given}")
 

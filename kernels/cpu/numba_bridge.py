@@ -11,6 +11,9 @@ what to do when a new Numba breaks it:
 - `registry.cpu_target`, `codegen.CodeLibrary`: the library given to the compiler is where the lowered module arrives;
   ours keeps its text and leaves LLVM alone. If its interface changes, let Numba make its own library with
   `flags.no_compile` and read `_final_module` and `_linking_libraries` from it.
+- `typing.Context`, `cpu.CPUContext`: Numba's knowledge of types and of how to lower them. Its own pair takes 0.2 s to
+  load arrays, lists and strings; `_LoopTyping` and `_LoopLowering` know numbers, ranges and pointers. A kernel that
+  needs more (`lgamma`) is compiled with Numba's own, and so would be all, were the lean pair to fail.
 - `_get_module_for_linking`: the IR of the functions that a kernel calls. Where it is gone, `get_llvm_str` of the same
   library, with linkage changed, gives the same.
 
@@ -22,14 +25,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numba import types
-from numba.core import codegen, cpu, registry
+from numba.core import codegen, cpu, fastmathpass, registry, typing
 from numba.core.compiler import CompilerBase, Flags, compile_extra
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.compiler_machinery import PassManager
+from numba.core.errors import NumbaError
 from numba.core.typed_passes import (
     IRLegalization,
     NativeLowering,
@@ -37,6 +42,7 @@ from numba.core.typed_passes import (
     NopythonTypeInference,
     PreLowerStripPhis,
 )
+from numba.core.typing import templates
 from numba.core.untyped_passes import FixupArgs, IRProcessing, ReconstructSSA, TranslateByteCode
 from numba.np.numpy_support import from_dtype
 
@@ -54,26 +60,80 @@ _NUMBA_NAME = re.compile(r'!"_ZN[^"]*"')
 
 
 def kernel_ir(
-    function: Callable[..., None], pointer_types: Sequence[np.dtype[Any]], symbol: str, *, ranged: bool = False
+    function: Callable[..., None], pointer_types: Sequence[np.dtype[Any]], symbol: str, *, numbers: int = 0
 ) -> str:
     """LLVM IR of `void symbol(T0 *noalias, T1 *noalias, ...)`, optimised for this CPU.
 
     Args: `function` takes one raw pointer per entry of `pointer_types`, indexes it (`p0[i]`), returns and raises
     nothing; `pointer_types` are the NumPy dtypes behind the pointers, where bool is seen as uint8 (0 or 1: test it with
-    `!= 0`; a comparison may be stored as it is). With `ranged`, two int64 follow the pointers.
+    `!= 0`; a comparison may be stored as it is). As many int64 as `numbers` follow the pointers.
     Raises numba.core.errors.NumbaError when the function does not compile.
     """
     arguments = tuple(types.CPointer(_element_type(np.dtype(dtype))) for dtype in pointer_types)
     with global_compiler_lock, llvm_lock() as llvm:
         record_compile()
-        return _compile(llvm, function, arguments, 2 if ranged else 0, symbol)
+        try:
+            return _compile(llvm, *_lean_contexts(), function, arguments, numbers, symbol)
+        except (NumbaError, NotImplementedError):
+            own = registry.cpu_target
+            return _compile(llvm, own.typing_context, own.target_context, function, arguments, numbers, symbol)
 
 
-def _compile(llvm: Any, function: Callable[..., None], pointers: tuple[Any, ...], numbers: int, symbol: str) -> str:
-    target = registry.cpu_target.target_context
+class _LoopTyping(typing.Context):
+    """The types of numbers, ranges and pointers, and of the functions entered by `intrinsic` and `scalar`."""
+
+    _entered: int = 0
+
+    def load_additional_registries(self) -> None:
+        """None: lists, dictionaries and arrays are not met."""
+
+    def _load_builtins(self) -> None:
+        known = templates.builtin_registry
+        count = len(known.functions) + len(known.attributes) + len(known.globals)
+        if count == self._entered:
+            return
+        self._entered = count
+        plain = templates.Registry()
+        plain.functions = [f for f in known.functions if not issubclass(f, templates._OverloadFunctionTemplate)]
+        plain.attributes = [a for a in known.attributes if not issubclass(a, templates._OverloadAttributeTemplate)]
+        plain.globals = list(known.globals)
+        self.install_registry(plain)
+
+
+class _LoopLowering(cpu.CPUContext):
+    """How numbers, ranges and pointers become LLVM instructions."""
+
+    def load_additional_registries(self) -> None:
+        """Only those that register themselves when they are imported."""
+        from numba.core import optional
+        from numba.cpython import builtins, numbers, rangeobj
+
+        del optional, builtins, numbers, rangeobj
+
+    def post_lowering(self, mod: Any, library: Any) -> None:
+        """Mark the arithmetic with the fast-math flags, as Numba's own does; its memory manager is not linked."""
+        if self.fastmath:
+            fastmathpass.rewrite_module(mod, self.fastmath)
+
+
+@cache
+def _lean_contexts() -> tuple[Any, Any]:
+    types_known = _LoopTyping()
+    return types_known, _LoopLowering(types_known)
+
+
+def _compile(
+    llvm: Any,
+    types_known: Any,
+    target: Any,
+    function: Callable[..., None],
+    pointers: tuple[Any, ...],
+    numbers: int,
+    symbol: str,
+) -> str:
     library = _Library(target.codegen(), symbol)
     result = compile_extra(
-        registry.cpu_target.typing_context,
+        types_known,
         target,
         function,
         (*pointers, *[types.int64] * numbers),

@@ -23,6 +23,7 @@ from staticgrad.graph.ops.indexing import range_error
 from staticgrad.graph.plan import ALIGNMENT, Plan, make_plan
 from staticgrad.graph.schedule import order
 from staticgrad.graph.serialize import canonical_order, from_json, graph_key, to_json
+from staticgrad.graph.timeline import stage
 from staticgrad.kernels.cache import DiskCache, content_key
 from staticgrad.kernels.cpu import native
 from staticgrad.kernels.cpu.array_call import ArrayCall, array_call
@@ -46,15 +47,26 @@ def compile_graph(graph: Graph, *, reuse: bool = True, poison: bool = False, cac
         poison: fill memory with NaN before each run, and each slot when its value is dead.
         cache: where programs and kernels are kept on disk; None keeps nothing.
     """
-    key = content_key(graph_key(graph), native.host_key(), native.toolchain_key(), f"{reuse} {poison}")
-    if cache is not None and (found := cache.get("program", key)) is not None:
-        program = Program.from_bytes(found, graph)
+    with stage("look up"):
+        key = content_key(graph_key(graph), native.host_key(), native.toolchain_key(), f"{reuse} {poison}")
+        found = cache.get("program", key) if cache is not None else None
+    if found is not None:
+        with stage("load"):
+            program = Program.from_bytes(found, graph)
         program.from_cache = True
         return program
-    plan = make_plan(graph, order(graph, fuse(graph)), reuse=reuse)
-    lowered = lower(graph, plan, poison=poison)
-    kernels = {symbol: _code(kernel, cache) for symbol, kernel in lowered.kernels.items()}
-    code = native.build(kernels, lowered.steps, parallel=lowered.parallel)
+    with stage("fuse"):
+        groups = fuse(graph)
+    with stage("schedule"):
+        groups = order(graph, groups)
+    with stage("plan"):
+        plan = make_plan(graph, groups, reuse=reuse)
+    with stage("lower"):
+        lowered = lower(graph, plan, poison=poison)
+    with stage("kernels"):
+        kernels = {symbol: _code(kernel, cache) for symbol, kernel in lowered.kernels.items()}
+    with stage("link"):
+        code = native.build(kernels, lowered.steps, parallel=lowered.parallel)
     numbers = {node: number for number, node in enumerate(canonical_order(graph))}
     facts = {
         "arena": plan.peak_bytes,
@@ -66,10 +78,12 @@ def compile_graph(graph: Graph, *, reuse: bool = True, poison: bool = False, cac
         "sources": {symbol: kernel.source for symbol, kernel in lowered.kernels.items()},
         "kernels": [call.symbol for call in native.kernel_calls(lowered.steps)],
     }
-    program = Program(graph, facts, code)
+    with stage("load"):
+        program = Program(graph, facts, code)
     program.__dict__["plan"] = plan
     if cache is not None:
-        cache.put("program", key, program._packed(with_graph=False))
+        with stage("store"):
+            cache.put("program", key, program._packed(with_graph=False))
     return program
 
 

@@ -36,14 +36,16 @@ class KernelCall:
         extent: turns of the kernel's outermost loop; then two `int64_t` follow the addresses: the turns [begin, end)
             to make. 0 for a kernel that always makes them all and takes addresses only.
         grain: how many turns must stay together, so that no two threads write to one cache line.
-        per_thread: pass 0 and the number of threads instead, for a kernel that joins what the threads have left.
+        joins: pass 0 and the number of threads instead, for a kernel that joins what the threads have left.
+        numbers: more `int64_t` after those two.
     """
 
     symbol: str
     addresses: tuple[Address, ...]
     extent: int = 0
     grain: int = 1
-    per_thread: bool = False
+    joins: bool = False
+    numbers: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

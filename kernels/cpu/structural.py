@@ -87,7 +87,7 @@ def lower_call(node: Node, members: Members) -> Call:
     extent = _turns[node.op.name](node) if node.op.name in _turns else 0
     names += ["begin", "end"] if extent else []
     text = [f"def kernel({', '.join(names)}):", f'    """{_about(node)}"""', *(f"    {line}" for line in body)]
-    return Call(Kernel("\n".join(text) + "\n", tuple(dtypes), extent > 0), tuple(operands), extent, GRAIN)
+    return Call(Kernel("\n".join(text) + "\n", tuple(dtypes), 2 if extent else 0), tuple(operands), extent, GRAIN)
 
 
 def load(name: str, index: str, node: Node) -> str:

@@ -16,6 +16,7 @@ from staticgrad._context import context
 from staticgrad.autograd.modes import enable_grad, no_grad
 from staticgrad.autograd.tape import TapeNode
 from staticgrad.graph.errors import DerivativeError, DTypeError, ShapeError, StaticgradError
+from staticgrad.graph.ops.arithmetic import cast
 from staticgrad.operands import as_operand
 from staticgrad.tensor import Tensor
 
@@ -236,7 +237,7 @@ def accumulate(tensor: Tensor, value: Tensor, create_graph: bool) -> None:
     if before is not None:
         value = before + value
     elif isinstance(value._value, np.ndarray):
-        value = value.astype(value.dtype)  # a copy: cotangents may be views, shared between operands, or the user's
+        value = Tensor.__bind__(cast, (value,), {"dtype": value.dtype})  # a copy: cotangents may be views, shared between operands, or the user's
     tensor.grad = value if create_graph or not value._requires_grad else _off_tape(value)
 
 

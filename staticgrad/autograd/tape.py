@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from staticgrad._context import context
 from staticgrad.graph.errors import DerivativeError
 from staticgrad.graph.location import UNKNOWN, Location
 from staticgrad.graph.node import Spec
-from staticgrad.graph.op import Need, NotDifferentiable, NotImplementedRule, Op, Zero
+from staticgrad.graph.op import Need, NotImplementedRule, Op, Zero
 from staticgrad.graph.ops.shape import sum_to
 from staticgrad.tensor import INFERENCE_VERSION, Tensor
 
@@ -74,66 +74,70 @@ class TapeNode:
         self.result = None
         self.freed = True
 
-    def pull(self, cotangent: Tensor, useful: Collection[int] | None = None) -> Iterator[tuple[Any, Tensor]]:
+    def pull(self, cotangent: Tensor, useful: Collection[int] | None = None) -> Iterable[tuple[Any, Tensor]]:
         """The cotangents of the operands as (edge, value): of all, or of those whose edges' ids are `useful`."""
         if self.freed:
             raise DerivativeError(
                 f"backward: the values saved by {self.op.name} were freed by an earlier backward; "
                 "pass retain_graph=True to the first one to go through the graph again"
             )
+        found: list[tuple[Any, Tensor]] = []
         op = self.op
+        last = len(op.vjp) - 1
         for i, edge in enumerate(self.edges):
             if edge is None or (useful is not None and id(edge) not in useful):
                 continue
-            position = op.position(i)
+            position = i if i < last else last
             rule = op.vjp[position]
             if callable(rule):
                 value = rule(cotangent, **self._arguments(op.vjp_needs[position], i))
-                yield edge, sum_to(value, self.specs[i].shape)
+                found.append((edge, sum_to(value, self.specs[i].shape)))
             elif isinstance(rule, NotImplementedRule):
                 raise DerivativeError(f"{op.name}: this derivative is not implemented: {rule.reason}")
             elif isinstance(rule, Zero):
-                yield edge, _zeros(self.specs[i])
+                found.append((edge, _zeros(self.specs[i])))
+        return found
 
     def _arguments(self, needs: Sequence[Need], index: int) -> dict[str, Any]:
-        return {need.name: self._argument(need, index) for need in needs if self._given(need, index)}
-
-    def _given(self, need: Need, index: int) -> bool:
-        return need.kind != "attribute" or need.name in self.attributes or need.name in ("position", "extents")
-
-    def _argument(self, need: Need, index: int) -> Any:
-        if need.kind == "operand":
-            return self._unpacked(need.position)
-        if need.kind == "out":
-            return self._own_result()
-        if need.kind == "shape":
-            return self.specs[need.position].shape
-        if need.kind == "dtype":
-            return self.specs[need.position].dtype
-        return attribute(need.name, self.attributes, index, self.specs)
+        """What a rule is called with; an attribute that the op was not given is left to the rule's default."""
+        found: dict[str, Any] = {}
+        for need in needs:
+            name, kind = need.name, need.kind
+            if kind == "operand":
+                found[name] = self._unpacked(need.position)
+            elif kind == "out":
+                found[name] = self._own_result()
+            elif kind == "shape":
+                found[name] = self.specs[need.position].shape
+            elif kind == "dtype":
+                found[name] = self.specs[need.position].dtype
+            elif name in self.attributes or name in ("position", "extents"):
+                found[name] = attribute(name, self.attributes, index, self.specs)
+        return found
 
     def _unpacked(self, position: int) -> Tensor:
         saved = self.saved[position]
-        self._check(saved, self.versions[position], f"operand {self.op.operands[position]}")
+        if saved._version[0] != self.versions[position]:
+            raise self._changed(saved, self.versions[position], f"operand {self.op.operands[position]}")
         return saved
 
     def _own_result(self) -> Tensor:
         if self.result is None:
             raise DerivativeError(f"backward: {self.op.name} did not keep its result")
-        self._check(self.result, self.versions[-1], "result")
+        if self.result._version[0] != self.versions[-1]:
+            raise self._changed(self.result, self.versions[-1], "result")
         out = Tensor(self.result._value, requires_grad=True)
         out._edge = self
         out._version = self.result._version
         out._tangents = self.result._tangents
         return out
 
-    def _check(self, saved: Tensor, version: int, what: str) -> None:
-        if saved._version[0] != version:
-            raise DerivativeError(
-                f"backward: the {what} of {self.op.name} ({saved.spec}) was changed in place after it was saved for "
-                f"the backward pass (version {saved._version[0]}, saved at {version}); change it after backward, or "
-                "work on a copy"
-            )
+    def _changed(self, saved: Tensor, version: int, what: str) -> DerivativeError:
+        return DerivativeError(
+            f"backward: the {what} of {self.op.name} ({saved.spec}) was changed in place after it was saved for "
+            f"the backward pass (version {saved._version[0]}, saved at {version}); change it after backward, or "
+            "work on a copy"
+        )
 
 
 def _zeros(spec: Spec) -> Tensor:
@@ -151,34 +155,38 @@ def attribute(name: str, attributes: Mapping[str, Any], index: int, specs: Seque
     return attributes[name]
 
 
+_new_tuple = tuple.__new__  # makes a Spec in half the time of Spec(...)
 _saving: dict[tuple[Op, int], tuple[tuple[int, ...], bool]] = {}
 
 
 def _to_save(op: Op, mask: int) -> tuple[tuple[int, ...], bool]:
     """Operand positions, and whether the result, that the rules of the operands in `mask` ask for."""
-    known = _saving.get((op, mask))
-    if known is None:
-        needs = [need for i, found in enumerate(op.vjp_needs) if mask >> i & 1 for need in found]
-        positions = tuple(sorted({need.position for need in needs if need.kind == "operand"}))
-        known = _saving[op, mask] = (positions, any(need.kind == "out" for need in needs))
+    needs = [need for i, found in enumerate(op.vjp_needs) if mask >> i & 1 for need in found]
+    positions = tuple(sorted({need.position for need in needs if need.kind == "operand"}))
+    known = _saving[op, mask] = (positions, any(need.kind == "out" for need in needs))
     return known
 
 
 def record(op: Op, operands: Sequence[Tensor], attributes: Mapping[str, Any], out: Tensor) -> None:
     """Put `out = op(*operands)` on the tape, if a derivative can flow to some operand."""
     edges: list[Any] = []
+    specs: list[Spec] = []
     mask = 0
+    differentiable = op.differentiable
+    last = len(differentiable) - 1
     for i, operand in enumerate(operands):
-        position = op.position(i)
-        if operand._requires_grad and not isinstance(op.vjp[position], NotDifferentiable):
-            edges.append(operand.gradient_edge())
+        value = operand._value
+        specs.append(_new_tuple(Spec, (value.shape, value.dtype)))
+        position = i if i < last else last
+        if operand._requires_grad and differentiable[position]:
+            edges.append(operand if operand._edge is None else operand._edge)
             mask |= 1 << position
         else:
             edges.append(None)
     if not mask:
         return
-    node = TapeNode(op, attributes, edges, [operand.spec for operand in operands])
-    positions, keeps_result = _to_save(op, mask)
+    node = TapeNode(op, attributes, edges, specs)
+    positions, keeps_result = _saving.get((op, mask)) or _to_save(op, mask)
     for position in positions:
         saved = operands[position]
         if saved._version is INFERENCE_VERSION:
@@ -197,3 +205,4 @@ def record(op: Op, operands: Sequence[Tensor], attributes: Mapping[str, Any], ou
         node.scope = capture.scope
     out._edge = node
     out._requires_grad = True
+

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from staticgrad.cli.messages import CommandError
 from staticgrad.graph.errors import StaticgradError
 
 _COMMANDS = {"train": train, "compare": compare, "inspect": inspect, "doctor": doctor, "cache": cache}
+_COMPILING = ("train", "compare")
 INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
 
 
@@ -23,6 +25,8 @@ def parser() -> argparse.ArgumentParser:
         summary = (module.__doc__ or "").splitlines()[0]
         command = commands.add_parser(name, help=summary, description=module.__doc__)
         module.add_arguments(command)
+        if name in _COMPILING:
+            command.add_argument("--verbose", action="store_true", help="say how long each stage of compiling took")
     return top
 
 
@@ -32,6 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = parser().parse_args(argv)
     except SystemExit as stop:  # argparse has written what is wrong
         return int(stop.code or 0)
+    if getattr(options, "verbose", False):
+        logging.basicConfig(format="%(message)s")
+        logging.getLogger("staticgrad").setLevel(logging.INFO)
     try:
         code = int(_COMMANDS[options.command].run(options))
         sys.stdout.flush()

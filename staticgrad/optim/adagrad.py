@@ -10,6 +10,7 @@ import numpy as np
 import staticgrad as sg
 from staticgrad.capture_state import hyperparameter, watch_item
 from staticgrad.optim.optimizer import Group, Optimizer, require_flags, require_range, scalar_of
+from staticgrad.optim.packing import elementwise
 from staticgrad.tensor import Tensor
 
 
@@ -61,6 +62,7 @@ class Adagrad(Optimizer):
         """What the sum starts from."""
         return float(group["initial_accumulator_value"])
 
+    @elementwise
     def update(self, group: Group, step: Tensor, parameters: Sequence[Any]) -> None:
         """One step of `parameters`."""
         lr_decay = watch_item(group, "lr_decay")

@@ -10,6 +10,7 @@ import numpy as np
 import staticgrad as sg
 from staticgrad.capture_state import hyperparameter, watch_item
 from staticgrad.optim.optimizer import Group, Optimizer, require_betas, require_flags, require_range, scalar_of
+from staticgrad.optim.packing import elementwise
 from staticgrad.tensor import Tensor
 
 
@@ -68,6 +69,7 @@ class Adam(Optimizer):
         """The two averages, and the largest second one for AMSGrad."""
         return ("exp_avg", "exp_avg_sq", "max_exp_avg_sq") if group["amsgrad"] else ("exp_avg", "exp_avg_sq")
 
+    @elementwise
     def update(self, group: Group, step: Tensor, parameters: Sequence[Any]) -> None:
         """One step of `parameters`. Scalars are computed in float64, and once for each dtype."""
         beta1, beta2 = watch_item(group, "betas")

@@ -18,10 +18,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 import staticgrad as sg
+from staticgrad._context import context
 from staticgrad.capture import suspended
 from staticgrad.capture_state import scope, watch
 from staticgrad.graph.errors import DTypeError
 from staticgrad.nn.module import clear_grads
+from staticgrad.optim.packing import update_packed
 from staticgrad.optim.saving import load_state, pack_state
 from staticgrad.tensor import Tensor
 
@@ -183,7 +185,10 @@ class Optimizer:
                     if len(active) < len(cohort.members):
                         self._part(index, cohort, active)
                     cohort.started = True
-                    self.update(group, cohort.step, active)
+                    if context.capture is None:
+                        update_packed(self, group, cohort.step, active)
+                    else:
+                        self.update(group, cohort.step, active)
         return loss
 
     def _part(self, index: int, cohort: Cohort, active: list[Any]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import staticgrad as sg
 from staticgrad.capture_state import hyperparameter, watch_item
 from staticgrad.optim.optimizer import Group, Optimizer, require_flags, require_range
+from staticgrad.optim.packing import elementwise
 from staticgrad.tensor import Tensor
 
 
@@ -64,6 +65,7 @@ class RMSprop(Optimizer):
             names.append("grad_avg")
         return tuple(names)
 
+    @elementwise
     def update(self, group: Group, step: Tensor, parameters: Sequence[Any]) -> None:
         """One step of `parameters`."""
         alpha = watch_item(group, "alpha")

@@ -8,6 +8,7 @@ from typing import Any
 import staticgrad as sg
 from staticgrad.capture_state import hyperparameter, watch_item
 from staticgrad.optim.optimizer import Group, Optimizer, require_flags, require_range
+from staticgrad.optim.packing import elementwise
 from staticgrad.tensor import Tensor
 
 
@@ -62,6 +63,7 @@ class SGD(Optimizer):
         """The momentum's buffer, if there is momentum."""
         return ("momentum_buffer",) if group["momentum"] else ()
 
+    @elementwise
     def update(self, group: Group, step: Tensor, parameters: Sequence[Any]) -> None:
         """One step of `parameters`."""
         momentum = watch_item(group, "momentum")

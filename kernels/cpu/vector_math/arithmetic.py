@@ -12,8 +12,8 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
 
+from staticgrad.kernels.cpu.intrinsic import intrinsic
 from staticgrad.kernels.cpu.vector_math.primitives import Scalar, call_llvm, scalar, sqrt
 
 Emit = Callable[..., Any]
@@ -54,6 +54,7 @@ def _unary(emit: Emit, result: Any = None) -> Any:
 
     @intrinsic
     def function(typingctx: Any, x: Any) -> Any:
+        """What NumPy's function of the same name gives, in the scalar's own type."""
         if not isinstance(x, types.Float | types.Integer | types.Boolean):
             return None
 
@@ -70,6 +71,7 @@ def _binary(emit: Emit) -> Any:
 
     @intrinsic
     def function(typingctx: Any, x: Any, y: Any) -> Any:
+        """What NumPy's function of the same name gives, in the type of the scalars."""
         if x != y or not isinstance(x, types.Float | types.Integer | types.Boolean):
             return None
 

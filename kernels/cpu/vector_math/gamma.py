@@ -10,8 +10,9 @@ from __future__ import annotations
 from math import inf, nan, pi
 from typing import Any
 
-from numba.extending import intrinsic, register_jitable
+from numba.extending import register_jitable
 
+from staticgrad.kernels.cpu.intrinsic import intrinsic
 from staticgrad.kernels.cpu.vector_math.arithmetic import abs
 from staticgrad.kernels.cpu.vector_math.logarithm import log, log1p
 from staticgrad.kernels.cpu.vector_math.primitives import copysign, polynomial, round, scalar

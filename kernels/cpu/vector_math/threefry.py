@@ -6,9 +6,9 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
 
 from staticgrad.graph.ops.numpy_math import THREEFRY_PARITY, THREEFRY_ROTATIONS, THREEFRY_ROUNDS
+from staticgrad.kernels.cpu.intrinsic import intrinsic
 
 _WORD = ir.IntType(32)
 

@@ -75,7 +75,7 @@ def test_work_of_one_thread_is_done_once():
 
 def test_a_joining_call_knows_the_number_of_threads():
     done = np.zeros(1, np.int64)
-    step_of([Owned(KernelCall("join", (Arena(0),), per_thread=True), 0)])(done.ctypes.data, 0)
+    step_of([Owned(KernelCall("join", (Arena(0),), joins=True), 0)])(done.ctypes.data, 0)
     assert done[0] == threads.thread_count()
 
 

@@ -1,0 +1,111 @@
+"""The rows in staticgrad, written as a user would: `nn`, `optim`, and `sg.compile` around the step."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import staticgrad as sg
+from benchmarks.engines import Step
+from benchmarks.rows import LEARNING_RATE, TRANSCENDENTALS, Arrays, Row, layer_widths
+from staticgrad import nn, optim
+
+VERSION = sg.__version__
+_ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
+
+
+def configure(threads: int) -> None:
+    """Nothing: the environment says how many threads."""
+
+
+def build(row: Row, arrays: Arrays, variant: str, compiled: bool = True) -> Step:
+    """The step of `row`; without `compiled` it runs op by op."""
+    decorate: Callable[[Any], Any] = sg.compile if compiled else lambda function: function
+    data = {name: sg.asarray(array) for name, array in arrays.items() if "." not in name}
+    if row.optimizes:
+        return _training(row, arrays, data, decorate)
+    function = decorate(_functions(row)[row.kind])
+    arguments = tuple(data.values())
+    return Step(partial(function, *arguments), lambda: None)
+
+
+def _functions(row: Row) -> dict[str, Callable[..., Any]]:
+    def elementwise(x: Any) -> Any:
+        total = None
+        for name in TRANSCENDENTALS:
+            value = getattr(sg, name)(x)
+            total = value if total is None else total + value
+        return total
+
+    def chain(x: Any, a: Any, b: Any) -> Any:
+        for _ in range(row.sizes["rounds"]):
+            x = sg.tanh(x * a + b)
+        return x
+
+    return {
+        "overhead": lambda x: x + 1,
+        "elementwise": elementwise,
+        "chain": chain,
+        "softmax_ce": sg.value_and_grad(nn.functional.cross_entropy),
+    }
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(width), nn.Linear(width, hidden), nn.Linear(hidden, width)
+
+    def forward(self, x: Any) -> Any:
+        return x + self.down(nn.functional.gelu(self.up(self.norm(x))))
+
+
+class _Bag(nn.Module):
+    def __init__(self, vocabulary: int, width: int, classes: int) -> None:
+        super().__init__()
+        self.embedding, self.linear = nn.Embedding(vocabulary, width), nn.Linear(width, classes)
+
+    def forward(self, x: Any) -> Any:
+        return self.linear(self.embedding(x).mean(axis=1))
+
+
+def _model(row: Row, arrays: Arrays) -> tuple[nn.Module, Callable[[Any, Any], Any], dict[str, str]]:
+    """The model, its loss, and the name in its state of each weight."""
+    weights = [name for name in arrays if "." in name]
+    if row.kind == "mlp":
+        layers: list[nn.Module] = []
+        for fan_in, fan_out in layer_widths(arrays):
+            layers += [nn.Linear(fan_in, fan_out), _ACTIVATIONS[row.activation]()]
+        names = {name: f"{2 * int(name.split('.')[0])}.{name.split('.')[1]}" for name in weights}
+        return nn.Sequential(*layers[:-1]), nn.functional.cross_entropy, names
+    same = {name: name for name in weights}
+    if row.kind == "layernorm_mlp":
+        blocks = [_Block(row.sizes["width"], row.sizes["hidden"]) for _ in range(row.sizes["blocks"])]
+        return nn.Sequential(*blocks), nn.functional.mse_loss, same
+    bag = _Bag(row.sizes["vocabulary"], row.sizes["width"], row.sizes["classes"])
+    return bag, nn.functional.cross_entropy, same
+
+
+def _training(row: Row, arrays: Arrays, data: dict[str, Any], decorate: Callable[[Any], Any]) -> Step:
+    model, criterion, names = _model(row, arrays)
+    model.load_state_dict({names[name]: arrays[name] for name in names})
+    optimizer = optim.Adam(model.parameters(), lr=LEARNING_RATE)
+
+    @decorate
+    def step(x: Any, y: Any) -> Any:
+        loss = criterion(model(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    x, y = data["x"], data["y"]
+    initial = {names[name]: arrays[name].copy() for name in names}
+    fresh = copy.deepcopy(optimizer.state_dict())
+
+    def restart() -> None:
+        model.load_state_dict(initial)
+        optimizer.load_state_dict(fresh)
+
+    return Step(partial(step, x, y), restart)
