@@ -4,8 +4,10 @@ The plan has fixed every address before anything runs, so the driver is straight
 two base pointers and calls. Its C signature is `void step(void *arena, void **table)`; `arena` holds every planned
 slot, `table` one pointer for each buffer that the plan does not own (inputs, state, outputs, constants, status).
 
-A program for several threads is the same straight line, run by all of them at once: of a shared step each one makes
-its own turns, what one thread owns the others step over, and at a barrier they meet.
+A program for several threads is cut into phases at its barriers, and each phase into as many parts as there are
+threads: of a shared step each part makes its own turns, and what one part owns the others step over. A phase is a
+function of the part's number. Whether every thread does one part or one thread does all of them, the same numbers are
+added in the same order.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from staticgrad.kernels.cpu.steps import (
     Step,
     Work,
 )
-from staticgrad.kernels.cpu.threads import BARRIER, POOL_RUN
+from staticgrad.kernels.cpu.threads import BARRIER, PACE_WORDS, POOL_RUN
 
 ENTRY = "staticgrad_step"
 STEPS_PER_FUNCTION = 256  # one huge basic block makes LLVM's code generation slower than linear
@@ -42,29 +44,30 @@ def driver_ir(steps: Sequence[Step], symbol: str = ENTRY, *, parallel: bool = Fa
     Raises ValueError when a step makes no sense: a negative offset or size, a matrix larger than BLAS can address.
     """
     writer = Writer(parallel)
-    parts: list[str | Check] = []
+    phases: list[str | Check | Barrier] = []
     for chunk in _chunks(steps):
-        if isinstance(chunk, Check):
-            parts.append(chunk)
+        if isinstance(chunk, Check | Barrier):
+            phases.append(chunk)
             continue
-        part = f"{symbol}_part{len(parts)}"
-        writer.part(part, chunk)
-        parts.append(part)
-    writer.body(f"{symbol}_body", parts)
+        phase = f"{symbol}_phase{len(phases)}"
+        writer.phase(phase, chunk)
+        phases.append(phase)
+    writer.body(f"{symbol}_body", phases)
     uses_blas = any(isinstance(step.work if isinstance(step, Owned) else step, Gemm) for step in steps)
-    checks = [part for part in parts if isinstance(part, Check)]
+    checks = [phase for phase in phases if isinstance(phase, Check)]
     writer.entry(symbol, uses_blas, checks[0] if checks else None)
     return writer.text()
 
 
-def _chunks(steps: Sequence[Step]) -> Iterator[list[Step] | Check]:
-    """The steps in runs of at most `STEPS_PER_FUNCTION`, and the checks between them."""
-    chunk: list[Step] = []
+def _chunks(steps: Sequence[Step]) -> Iterator[list[Work | Owned] | Check | Barrier]:
+    """The steps in runs of at most `STEPS_PER_FUNCTION`, and the checks and barriers between them."""
+    chunk: list[Work | Owned] = []
     for step in steps:
-        if chunk and (isinstance(step, Check) or len(chunk) == STEPS_PER_FUNCTION):
+        meets = isinstance(step, Check | Barrier)
+        if chunk and (meets or len(chunk) == STEPS_PER_FUNCTION):
             yield chunk
             chunk = []
-        if isinstance(step, Check):
+        if isinstance(step, Check | Barrier):
             yield step
         else:
             chunk.append(step)
@@ -84,8 +87,8 @@ class Writer:
 
     # ------------------------------------------------------------ functions
 
-    def part(self, symbol: str, steps: Sequence[Step]) -> None:
-        """A function that runs some of the steps."""
+    def phase(self, symbol: str, steps: Sequence[Work | Owned]) -> None:
+        """A function that runs part number `thread` of `threads` of some steps."""
         self.lines.append(
             f"define internal void @{symbol}(ptr noalias %arena, ptr noalias readonly %table, i64 %thread, "
             "i64 %threads) noinline {"
@@ -99,11 +102,7 @@ class Writer:
                 self._leave(inside)
                 self._enter(owner)
                 inside = owner
-            if isinstance(step, Barrier):
-                self._declare(f"@{BARRIER}", f"declare void @{BARRIER}(i64)")
-                self.lines.append(f"  call void @{BARRIER}(i64 %threads)")
-            elif not isinstance(step, Check):
-                self._work(step.work if isinstance(step, Owned) else step, owned=owner is not None)
+            self._work(step.work if isinstance(step, Owned) else step, owned=owner is not None)
         self._leave(inside)
         self.lines += ["  ret void", "}"]
 
@@ -134,27 +133,40 @@ class Writer:
             case Copy():
                 self._copy(step)
 
-    def body(self, symbol: str, parts: Iterable[str | Check]) -> None:
-        """The function that calls the parts in order and leaves at the first check that fails."""
+    def body(self, symbol: str, phases: Iterable[str | Check | Barrier]) -> None:
+        """The function that each of `present` threads runs: it calls the phases and leaves at a check that fails."""
         self.lines += [
-            f"define internal void @{symbol}(ptr %arena, ptr %table, i64 %thread, i64 %threads) {{",
+            f"define internal void @{symbol}(ptr %arena, ptr %table, i64 %first, i64 %present, i64 %threads) {{",
             "entry:",
         ]
-        for number, part in enumerate(parts):
-            if isinstance(part, str):
-                self.lines.append(f"  call void @{part}(ptr %arena, ptr %table, i64 %thread, i64 %threads)")
+        for number, phase in enumerate(phases):
+            if isinstance(phase, str) and self._parallel:
+                self._declare("@each_part", "")
+                self.lines.append(
+                    f"  call void @each_part(ptr @{phase}, ptr %arena, ptr %table, i64 %first, i64 %present, "
+                    "i64 %threads)"
+                )
+                continue
+            if isinstance(phase, str):
+                self.lines.append(f"  call void @{phase}(ptr %arena, ptr %table, i64 0, i64 1)")
                 continue
             if self._parallel:
                 self._declare(f"@{BARRIER}", f"declare void @{BARRIER}(i64)")
-                self.lines.append(f"  call void @{BARRIER}(i64 %threads)")
-                self._declare("@first_failed", "")
-                failed = self.emit(f"call i64 @first_failed(ptr {self.address(part.status)}, i64 %threads)")
-                stop = self.emit(f"icmp sge i64 {failed}, 0")
-            else:
-                status = self.emit(f"load i64, ptr {self.address(part.status)}, align 8")
-                stop = self.emit(f"icmp ne i64 {status}, 0")
-            self.lines += [f"  br i1 {stop}, label %exit, label %next{number}", f"next{number}:"]
+                self.lines.append(f"  call void @{BARRIER}(i64 %present)")
+            if isinstance(phase, Check):
+                self._leave_if_failed(phase, number)
         self.lines += ["  br label %exit", "exit:", "  ret void", "}"]
+
+    def _leave_if_failed(self, check: Check, number: int) -> None:
+        status = self.address(Argument(check.status.index, check.status.offset))
+        if self._parallel:
+            self._declare("@first_failed", "")
+            failed = self.emit(f"call i64 @first_failed(ptr {status}, i64 %threads)")
+            stop = self.emit(f"icmp sge i64 {failed}, 0")
+        else:
+            word = self.emit(f"load i64, ptr {status}, align 8")
+            stop = self.emit(f"icmp ne i64 {word}, 0")
+        self.lines += [f"  br i1 {stop}, label %exit, label %next{number}", f"next{number}:"]
 
     def entry(self, symbol: str, uses_blas: bool, check: Check | None) -> None:
         """The function that is called from outside. BLAS runs on one thread meanwhile: its threads are not ours."""
@@ -167,13 +179,13 @@ class Writer:
             self.lines += ["  br i1 %many, label %one, label %start", "one:", f"  call void {put}(i32 1)"]
             self.lines += ["  br label %start", "start:"]
         if self._parallel:
-            self._declare(f"@{POOL_RUN}", f"declare i64 @{POOL_RUN}(ptr, ptr, ptr)")
-            threads = self.emit(f"call i64 @{POOL_RUN}(ptr @{symbol}_body, ptr %arena, ptr %table)")
+            self._declare(f"@{POOL_RUN}", f"declare i64 @{POOL_RUN}(ptr, ptr, ptr, ptr)")
+            threads = self.emit(f"call i64 @{POOL_RUN}(ptr @{symbol}_body, ptr %arena, ptr %table, ptr @pace)")
             if check is not None:
                 self._declare("@move_status", "")
                 self.lines.append(f"  call void @move_status(ptr {self.address(check.status)}, i64 {threads})")
         else:
-            self.lines.append(f"  call void @{symbol}_body(ptr %arena, ptr %table, i64 0, i64 1)")
+            self.lines.append(f"  call void @{symbol}_body(ptr %arena, ptr %table, i64 0, i64 1, i64 1)")
         if uses_blas:
             self.lines += ["  br i1 %many, label %all, label %end", "all:"]
             self.lines += [f"  call void @{SET_THREADS}(i32 %before)", "  br label %end", "end:"]
@@ -184,7 +196,14 @@ class Writer:
         constants = [
             f"{name} = private unnamed_addr constant {kind} {value}" for (kind, value), name in self._constants.items()
         ]
-        own = {"@gemm_batch": blas_calls.BATCH_LOOP, "@first_failed": _FIRST_FAILED, "@move_status": _MOVE_STATUS}
+        own = {
+            "@gemm_batch": blas_calls.BATCH_LOOP,
+            "@first_failed": _FIRST_FAILED,
+            "@move_status": _MOVE_STATUS,
+            "@each_part": _EACH_PART,
+        }
+        if self._parallel:
+            constants.append(f"@pace = internal global [{PACE_WORDS} x i64] zeroinitializer, align 64")
         if "@move_status" in self._declarations:
             self._declare("@first_failed", "")
         helpers = [text for name, text in own.items() if name in self._declarations]
@@ -288,6 +307,23 @@ def non_negative(what: str, value: int) -> int:
         raise ValueError(f"driver: a {what} must not be negative; got {value}; the plan that made it is wrong")
     return value
 
+
+# each_part(phase, arena, table, first, present, threads): the parts of a phase that one of `present` threads does
+_EACH_PART = """\
+define internal void @each_part(ptr %phase, ptr %arena, ptr %table, i64 %first, i64 %present, i64 %threads) noinline {
+entry:
+  br label %test
+test:
+  %i = phi i64 [ %first, %entry ], [ %next, %work ]
+  %more = icmp slt i64 %i, %threads
+  br i1 %more, label %work, label %exit
+work:
+  call void %phase(ptr %arena, ptr %table, i64 %i, i64 %threads)
+  %next = add i64 %i, %present
+  br label %test
+exit:
+  ret void
+}"""
 
 # first_failed(status, threads): the first thread whose status word is not zero, -1 if there is none
 _FIRST_FAILED = f"""\

@@ -117,9 +117,9 @@ class Barrier:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """End the run here if the 64-bit status word of any thread is not zero. Meets like a barrier."""
+    """End the run here if the 64-bit status word of any thread is not zero. All meet here as at a barrier."""
 
-    status: Address
+    status: Argument
 
 
 Step = Work | Owned | Barrier | Check

@@ -1,9 +1,11 @@
 """The threads that run a step together: one parallel region per step, with barriers inside it.
 
 The pool is native code and a block of memory that lasts as long as the process. A step that is worth it calls
-`staticgrad_pool_run(body, arena, table)`: every thread then runs `body(arena, table, thread, threads)`, the caller as
-thread 0, and meets the others at `staticgrad_barrier`. Between steps the workers spin for a moment, so that the next
-step of a training loop finds them awake, and then sleep. Steps of several Python threads take turns.
+`staticgrad_pool_run(body, arena, table, pace)`: every thread then runs `body(arena, table, thread, present, parts)`,
+the caller as thread 0, and meets the others at `staticgrad_barrier`. The work is cut into as many parts as the pool has
+threads, whoever does them, so the results do not depend on who was there. Between steps the workers spin for a moment,
+so that the next step of a training loop finds them awake, and then sleep. While one step has the pool, a step of
+another Python thread does all of its parts itself.
 
 The workers are daemon threads that never return from native code, so they hold no lock of Python's.
 """
@@ -15,6 +17,7 @@ import ctypes
 import os
 import sys
 import threading
+import time
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,9 +27,13 @@ POOL_SYMBOLS = frozenset((POOL_RUN, BARRIER))
 MAX_THREADS = 256
 SPINS = 4000  # a pause takes some 20 ns: how long a worker waits for the next step before it sleeps
 BARRIER_SPINS = 2000  # and at a barrier before it offers its core to others
+PACE_WORDS = 4  # what a program keeps: how far it is in its window, the least times together and alone, the choice
+TRIALS_TOGETHER, TRIALS = 4, 6  # runs at the start of a window that are timed: up to here together, up to here alone
+WINDOW_TOGETHER, WINDOW_ALONE = 256, 64  # runs until both ways are tried again
 
 # Where in the pool's memory what lies; hot words have a pair of cache lines each.
 _JOB, _ARRIVED, _GENERATION, _BODY, _PARKED, _MUTEX, _CONDITION, _TURN = (128 * place for place in range(8))
+_THREADS = _BODY + 24
 _POOL_BYTES = 128 * 8
 _WORKER = "staticgrad_pool_worker"
 
@@ -89,6 +96,7 @@ def _make_pool(llvm: Any, machine: Any, threads: int) -> ctypes.Array[ctypes.c_c
     library.pthread_mutex_init(ctypes.c_void_p(address + _MUTEX), None)
     library.pthread_mutex_init(ctypes.c_void_p(address + _TURN), None)
     library.pthread_cond_init(ctypes.c_void_p(address + _CONDITION), None)
+    ctypes.c_int64.from_address(address + _THREADS).value = threads
     for symbol in POOL_SYMBOLS:
         llvm.add_symbol(symbol, engine.get_function_address(symbol))
     worker = ctypes.CFUNCTYPE(None, ctypes.c_int64)(engine.get_function_address(_WORKER))
@@ -98,13 +106,11 @@ def _make_pool(llvm: Any, machine: Any, threads: int) -> ctypes.Array[ctypes.c_c
 
 
 def _forget() -> None:
-    """A forked child has none of the workers: it makes a pool of its own. Programs loaded before run on one thread."""
+    """A forked child has none of the workers: programs loaded before run alone, and the next one makes a new pool."""
     global _pool
     if _pool is not None:
         address = ctypes.addressof(_pool)
-        address += -address % 128
-        ctypes.c_int64.from_address(address + _BODY + 24).value = 1
-        ctypes.CDLL(None).pthread_mutex_init(ctypes.c_void_p(address + _TURN), None)
+        ctypes.c_int64.from_address(address + -address % 128 + _THREADS).value = 1
         _pool = None
 
 
@@ -122,23 +128,32 @@ def pool_ir(address: int, threads: int, triple: str) -> str:
     places = {
         "JOB": _JOB, "ARRIVED": _ARRIVED, "GENERATION": _GENERATION, "BODY": _BODY, "PARKED": _PARKED,
         "MUTEX": _MUTEX, "CONDITION": _CONDITION, "TURN": _TURN,
-        "ARENA": _BODY + 8, "TABLE": _BODY + 16, "THREADS": _BODY + 24,
+        "ARENA": _BODY + 8, "TABLE": _BODY + 16, "THREADS": _THREADS,
     }  # fmt: skip
     text = _POOL.replace("PAUSE", pause).replace("DECLARED", declared)
     for name, offset in places.items():
         text = text.replace(f"${name}$", f"inttoptr (i64 {address + offset} to ptr)")
-    return (
-        text.replace("$SPINS$", str(SPINS)).replace("$BARRIER_SPINS$", str(BARRIER_SPINS)).replace("$N$", str(threads))
-    )
+    numbers = {
+        "SPINS": SPINS, "BARRIER_SPINS": BARRIER_SPINS, "N": threads, "CLOCK": time.CLOCK_MONOTONIC,
+        "TRIALS": TRIALS, "TRIALS_TOGETHER": TRIALS_TOGETHER,
+        "WINDOW_TOGETHER": WINDOW_TOGETHER, "WINDOW_ALONE": WINDOW_ALONE,
+    }  # fmt: skip
+    for name, number in numbers.items():
+        text = text.replace(f"${name}$", str(number))
+    return text
 
 
-# run: publishes the job, wakes who sleeps, and returns how many threads did it. A worker counts itself as asleep before
-# it looks for a job a last time, and the caller looks for sleepers after it has published the job, both in one total
-# order: no job is missed.
+# run: does the job with all threads or alone, and returns into how many parts it is cut. Cores may lie so far from each
+# other, or be so busy with other programs, that one thread alone is quicker. So the first runs of a window are timed,
+# some together and some alone; the rest go the faster way, alone only if that is clearly faster.
+# A worker counts itself as asleep before it looks for a job a last time, and the caller looks for sleepers after it has
+# published the job, both in one total order: no job is missed.
 _POOL = """\
 DECLARED
 declare i32 @sched_yield()
+declare i32 @clock_gettime(i32, ptr)
 declare i32 @pthread_mutex_lock(ptr)
+declare i32 @pthread_mutex_trylock(ptr)
 declare i32 @pthread_mutex_unlock(ptr)
 declare i32 @pthread_cond_wait(ptr, ptr)
 declare i32 @pthread_cond_broadcast(ptr)
@@ -179,19 +194,63 @@ exit:
   ret void
 }
 
-define i64 @staticgrad_pool_run(ptr %body, ptr %arena, ptr %table) {
+define i64 @staticgrad_pool_run(ptr %body, ptr %arena, ptr %table, ptr %pace) {
 entry:
-  call i32 @pthread_mutex_lock(ptr $TURN$)
+  %start = alloca [2 x i64], align 8
+  %stop = alloca [2 x i64], align 8
+  %together_best = getelementptr i64, ptr %pace, i64 1
+  %alone_best = getelementptr i64, ptr %pace, i64 2
+  %choice = getelementptr i64, ptr %pace, i64 3
+  %run = load atomic i64, ptr %pace monotonic, align 8
+  %begins = icmp eq i64 %run, 0
+  br i1 %begins, label %reset, label %compare
+reset:
+  store atomic i64 4611686018427387904, ptr %together_best monotonic, align 8
+  store atomic i64 4611686018427387904, ptr %alone_best monotonic, align 8
+  br label %go
+compare:
+  %decides = icmp eq i64 %run, $TRIALS$
+  br i1 %decides, label %decide, label %go
+decide:
+  %a = load atomic i64, ptr %alone_best monotonic, align 8
+  %t = load atomic i64, ptr %together_best monotonic, align 8
+  %tenth = sdiv i64 %t, 10
+  %limit = sub i64 %t, %tenth
+  %faster_alone = icmp slt i64 %a, %limit
+  %decided = zext i1 %faster_alone to i64
+  store atomic i64 %decided, ptr %choice monotonic, align 8
+  br label %go
+go:
+  %chosen = load atomic i64, ptr %choice monotonic, align 8
+  %chosen_alone = icmp ne i64 %chosen, 0
+  %window = select i1 %chosen_alone, i64 $WINDOW_ALONE$, i64 $WINDOW_TOGETHER$
+  %more = add i64 %run, 1
+  %ends = icmp sge i64 %more, %window
+  %next = select i1 %ends, i64 0, i64 %more
+  store atomic i64 %next, ptr %pace monotonic, align 8
+  %trial = icmp slt i64 %run, $TRIALS$
+  %trial_alone = icmp sge i64 %run, $TRIALS_TOGETHER$
+  %alone = select i1 %trial, i1 %trial_alone, i1 %chosen_alone
   %threads = load i64, ptr $THREADS$, align 8
-  %none = icmp eq i64 %threads, 0
-  %n = select i1 %none, i64 $N$, i64 %threads
-  store i64 %n, ptr $THREADS$, align 8
+  %few = icmp sle i64 %threads, 1
+  %single = or i1 %alone, %few
+  br i1 %trial, label %clock, label %begin
+clock:
+  call i32 @clock_gettime(i32 $CLOCK$, ptr %start)
+  br label %begin
+begin:
+  br i1 %single, label %by_one, label %try
+try:
+  %taken = call i32 @pthread_mutex_trylock(ptr $TURN$)
+  %busy = icmp ne i32 %taken, 0
+  br i1 %busy, label %by_one, label %publish
+by_one:
+  call void %body(ptr %arena, ptr %table, i64 0, i64 1, i64 $N$)
+  br label %done
+publish:
   store ptr %body, ptr $BODY$, align 8
   store ptr %arena, ptr $ARENA$, align 8
   store ptr %table, ptr $TABLE$, align 8
-  %alone = icmp eq i64 %n, 1
-  br i1 %alone, label %work, label %publish
-publish:
   %job = atomicrmw add ptr $JOB$, i64 1 seq_cst
   %parked = load atomic i64, ptr $PARKED$ seq_cst, align 8
   %asleep = icmp ne i64 %parked, 0
@@ -202,10 +261,32 @@ wake:
   call i32 @pthread_mutex_unlock(ptr $MUTEX$)
   br label %work
 work:
-  call void %body(ptr %arena, ptr %table, i64 0, i64 %n)
-  call void @staticgrad_barrier(i64 %n)
+  call void %body(ptr %arena, ptr %table, i64 0, i64 $N$, i64 $N$)
+  call void @staticgrad_barrier(i64 $N$)
   call i32 @pthread_mutex_unlock(ptr $TURN$)
-  ret i64 %n
+  br label %done
+done:
+  br i1 %trial, label %count, label %exit
+count:
+  call i32 @clock_gettime(i32 $CLOCK$, ptr %stop)
+  %s0 = load i64, ptr %start, align 8
+  %s1 = load i64, ptr %stop, align 8
+  %n0p = getelementptr i64, ptr %start, i64 1
+  %n1p = getelementptr i64, ptr %stop, i64 1
+  %n0 = load i64, ptr %n0p, align 8
+  %n1 = load i64, ptr %n1p, align 8
+  %seconds = sub i64 %s1, %s0
+  %whole = mul i64 %seconds, 1000000000
+  %rest = sub i64 %n1, %n0
+  %took = add i64 %whole, %rest
+  %best = select i1 %alone, ptr %alone_best, ptr %together_best
+  %old = load atomic i64, ptr %best monotonic, align 8
+  %better = icmp slt i64 %took, %old
+  %new = select i1 %better, i64 %took, i64 %old
+  store atomic i64 %new, ptr %best monotonic, align 8
+  br label %exit
+exit:
+  ret i64 $N$
 }
 
 define void @staticgrad_pool_worker(i64 %thread) {
@@ -246,9 +327,8 @@ job:
   %body = load ptr, ptr $BODY$, align 8
   %arena = load ptr, ptr $ARENA$, align 8
   %table = load ptr, ptr $TABLE$, align 8
-  %threads = load i64, ptr $THREADS$, align 8
-  call void %body(ptr %arena, ptr %table, i64 %thread, i64 %threads)
-  call void @staticgrad_barrier(i64 %threads)
+  call void %body(ptr %arena, ptr %table, i64 %thread, i64 $N$, i64 $N$)
+  call void @staticgrad_barrier(i64 $N$)
   br label %idle
 }
 """
