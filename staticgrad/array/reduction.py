@@ -25,6 +25,8 @@ def axes_of(name: str, axis: Axis, ndim: int) -> tuple[int, ...]:
     """`axis` as a sorted tuple counted from the front."""
     if axis is None:
         return tuple(range(ndim))
+    if type(axis) is int:
+        return (normalize_axis(name, axis, ndim),)
     given = (axis,) if isinstance(axis, int | np.integer) else tuple(axis)
     found = sorted(normalize_axis(name, int(i), ndim) for i in given)
     if len(set(found)) != len(found):

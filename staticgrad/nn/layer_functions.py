@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import staticgrad as sg
 from staticgrad.capture_state import composite
 from staticgrad.graph.errors import DTypeError, ShapeError
-from staticgrad.graph.ops import indexing
+from staticgrad.graph.ops import contraction, indexing
 from staticgrad.nn.arguments import as_tensor, floating_tensor, require_shape
 from staticgrad.tensor import Tensor
 
@@ -39,7 +39,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         )
     leading = input.shape[:-1]
     rows = input if input.ndim == 2 else sg.reshape(input, (-1, inputs) if input.size else (0, inputs))
-    out = sg.matmul(rows, sg.permute_dims(weight, (1, 0)))
+    out = contraction.matmul(rows, weight, transpose_x=False, transpose_y=True)
     if bias is not None:
         require_shape("linear", "bias", bias, (outputs,), "one for each of out_features")
         out = out + bias
