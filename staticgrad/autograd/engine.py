@@ -240,7 +240,12 @@ def accumulate(tensor: Tensor, value: Tensor, create_graph: bool) -> None:
     elif isinstance(value._value, np.ndarray):
         # A copy: cotangents may be views, shared between operands, or the user's.
         value = Tensor.__bind__(cast, (value,), {"dtype": value.dtype})
-    tensor.grad = value if create_graph or not value._requires_grad else _off_tape(value)
+    if not create_graph and value._requires_grad:
+        value = _off_tape(value)
+    if context.capture is None:
+        tensor._grad = value
+    else:
+        tensor.grad = value
 
 
 def _off_tape(value: Tensor) -> Tensor:

@@ -102,7 +102,7 @@ def _apart(columns: Sequence[Sequence[Tensor]]) -> bool:
 
 
 def _joined(tensors: Sequence[Tensor]) -> Tensor:
-    return Tensor(np.concatenate([tensor._value.ravel() for tensor in tensors]))  # type: ignore[union-attr]
+    return Tensor(np.concatenate([tensor._value for tensor in tensors], axis=None))  # type: ignore[misc]
 
 
 def _unpack(parts: Sequence[Tensor], whole: Tensor) -> None:
