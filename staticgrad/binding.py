@@ -78,19 +78,24 @@ def _run_pair(op: Op, tensors: Sequence[Tensor]) -> Array:
 
 
 def _run(op: Op, tensors: Sequence[Tensor], attributes: dict[str, Any]) -> Array:
+    x: Any = tensors[0]._value if tensors else None
     if len(tensors) == 1:
-        x: Any = tensors[0]._value
+        y = x
         values: tuple[Any, ...] = (x,)
         key: tuple[Any, ...] = (op, x.dtype, x.shape, *attributes.items())
+    elif len(tensors) == 2:
+        y = tensors[1]._value
+        values = (x, y)
+        key = (op, x.dtype, x.shape, y.dtype, y.shape, *attributes.items())
     else:
-        x = None
+        y = None
         values = tuple([t._value for t in tensors])
-        key = (op, *[(value.dtype, value.shape) for value in values], *attributes.items())  # type: ignore[union-attr]
+        key = (op, *[(value.dtype, value.shape) for value in values], *attributes.items())
     try:
         dtype = _types.get(key)
     except TypeError:  # an attribute that cannot be hashed
         dtype = None
-    if dtype is None or type(x) is not np.ndarray:
+    if dtype is None or type(x) is not np.ndarray or type(y) is not np.ndarray:
         dtype = _known_type(key, op, values, attributes)
     observer = context.observer
     if observer is not None:

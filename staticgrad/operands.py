@@ -16,6 +16,10 @@ from staticgrad.tensor import DEFAULT_FLOAT, DEFAULT_INT, Array, Tensor
 
 Scalar = bool | int | float
 SUPPORTED_KINDS = "biuf"
+_SUPPORTED: dict[Any, DType] = {
+    np.dtype(name): np.dtype(name)
+    for name in ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float32", "float64")
+}
 
 
 def check_device(device: str | None) -> None:
@@ -31,6 +35,9 @@ def supports(dtype: DType) -> bool:
 
 def check_dtype(name: str, dtype: Any) -> DType:
     """`dtype` as a NumPy dtype, or DTypeError if staticgrad has no such dtype."""
+    known = _SUPPORTED.get(dtype) if isinstance(dtype, np.dtype) else None
+    if known is not None:
+        return known
     try:
         found = np.dtype(dtype)
     except TypeError:
