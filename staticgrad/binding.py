@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from staticgrad._context import context
+from staticgrad._context import Observer, context
 from staticgrad.autograd.tape import record
 from staticgrad.forward import push_forward
 from staticgrad.graph.errors import StaticgradError
@@ -30,7 +30,7 @@ def bind(op: Op, operands: Sequence[Any], attributes: dict[str, Any]) -> Tensor:
         if plain and not attributes and len(tensors) == 2 and op.kind == "elementwise":
             out = Tensor(_run_pair(op, tensors))
         elif plain or context.capture is None:
-            out = Tensor(_run(op, tensors, attributes))
+            out = Tensor(_run(op, tensors, attributes, None if plain else context.observer))
         else:
             spec = op.infer([t.spec for t in tensors], attributes)
             out = Tensor(context.capture.append(op, tensors, attributes, spec))
@@ -77,7 +77,7 @@ def _run_pair(op: Op, tensors: Sequence[Tensor]) -> Array:
     return np.asarray(result, dtype)
 
 
-def _run(op: Op, tensors: Sequence[Tensor], attributes: dict[str, Any]) -> Array:
+def _run(op: Op, tensors: Sequence[Tensor], attributes: dict[str, Any], observer: Observer | None) -> Array:
     x: Any = tensors[0]._value if tensors else None
     if len(tensors) == 1:
         y = x
@@ -97,7 +97,6 @@ def _run(op: Op, tensors: Sequence[Tensor], attributes: dict[str, Any]) -> Array
         dtype = None
     if dtype is None or type(x) is not np.ndarray or type(y) is not np.ndarray:
         dtype = _known_type(key, op, values, attributes)
-    observer = context.observer
     if observer is not None:
         observer.before()
     try:

@@ -239,7 +239,10 @@ def accumulate(tensor: Tensor, value: Tensor, create_graph: bool) -> None:
         value = before + value
     elif isinstance(value._value, np.ndarray):
         # A copy: cotangents may be views, shared between operands, or the user's.
-        value = Tensor.__bind__(cast, (value,), {"dtype": value.dtype})
+        if context.plain and not value._requires_grad and value._tangents is None:
+            value = Tensor(value._value.copy())
+        else:
+            value = Tensor.__bind__(cast, (value,), {"dtype": value.dtype})
     if not create_graph and value._requires_grad:
         value = _off_tape(value)
     if context.capture is None:
