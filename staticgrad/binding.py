@@ -17,7 +17,6 @@ from staticgrad.graph.op import Op
 from staticgrad.operands import operands_of
 from staticgrad.tensor import INFERENCE_VERSION, Array, Tensor, escaped_error
 
-
 _KEPT_TYPES = 4096
 _types: dict[tuple[Any, ...], DType] = {}  # dtypes of results by op, operands and attributes: a type rule runs once
 
@@ -99,6 +98,7 @@ def _run(op: Op, tensors: Sequence[Tensor], attributes: dict[str, Any], observer
         dtype = _known_type(key, op, values, attributes)
     if observer is not None:
         observer.before()
+    result: Array
     try:
         if attributes:
             result = context.quietly(op.reference, *values, **attributes)

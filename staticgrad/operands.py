@@ -44,7 +44,8 @@ def check_dtype(name: str, dtype: Any) -> DType:
         raise DTypeError(f"{name}: no such dtype: {dtype!r}") from None
     if not supports(found):
         raise DTypeError(f"{name}: dtypes are bool, int8 to int64, uint8 to uint64, float32 and float64; got {found}")
-    return np.dtype(found.type)  # in native byte order, and the one object that NumPy has for it
+    native: DType = np.dtype(found.type)  # in native byte order, and the one object that NumPy has for it
+    return native
 
 
 def as_operand(name: str, value: Any) -> Tensor | Scalar:

@@ -206,4 +206,3 @@ def record(op: Op, operands: Sequence[Tensor], attributes: Mapping[str, Any], ou
         node.scope = capture.scope
     out._edge = node
     out._requires_grad = True
-

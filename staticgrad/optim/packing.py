@@ -95,8 +95,8 @@ def _apart(rows: Sequence[Sequence[Any]]) -> bool:
     return len({id(value if value.base is None else value.base) for value in values}) == len(values)
 
 
-def _joined(tensors: Sequence[Tensor]) -> Tensor:
-    return Tensor(np.concatenate([tensor._value for tensor in tensors], axis=None))  # type: ignore[misc]
+def _joined(tensors: Sequence[Any]) -> Tensor:
+    return Tensor(np.concatenate([tensor._value for tensor in tensors], axis=None))
 
 
 def _unpack(parts: Sequence[Tensor], whole: Tensor) -> None:
@@ -109,6 +109,6 @@ def _unpack(parts: Sequence[Tensor], whole: Tensor) -> None:
         start = stop
         if value.flags.writeable:
             part._version[0] += 1
-            np.copyto(value, new)
+            value[...] = new
         else:
             part.copy_(Tensor(new))  # says why it cannot
