@@ -305,15 +305,14 @@ def _rule(partial: Answer, operands: Sequence[str]) -> Answer:
 def _scaled(partial: Rule, operands: Sequence[str]) -> Rule:
     """The rule `change * partial`: the same for cotangents and tangents, since partials are real and diagonal."""
     names = [need.name for need in needs_of(partial, operands)]
+    constant = None if names else partial()
 
     def rule(change: Any, **saved: Any) -> Any:
-        slope = partial(**saved)
-        if type(slope) is int:
-            if slope == 1:
-                return change
-            if slope == -1:
-                return -change
-        return change * slope
+        if constant == 1:
+            return change
+        if constant == -1:
+            return -change
+        return change * partial(**saved)
 
     parameters = [inspect.Parameter("change", inspect.Parameter.POSITIONAL_ONLY)]
     parameters += [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in names]

@@ -50,10 +50,5 @@ class Context(threading.local):
         if name in ("capture", "inference", "observer"):
             super().__setattr__("plain", self.capture is None and self.observer is None and not self.inference)
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, value)
-        if name in ("capture", "inference", "observer"):
-            super().__setattr__("plain", self.capture is None and self.observer is None and not self.inference)
-
 
 context = Context()

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from staticgrad._context import context
+from staticgrad._context import Observer, context
 from staticgrad.autograd.tape import record
 from staticgrad.forward import push_forward
 from staticgrad.graph.errors import StaticgradError
@@ -16,7 +16,6 @@ from staticgrad.graph.node import DType, Node, Spec
 from staticgrad.graph.op import Op
 from staticgrad.operands import operands_of
 from staticgrad.tensor import INFERENCE_VERSION, Array, Tensor, escaped_error
-
 
 _KEPT_TYPES = 4096
 _types: dict[tuple[Any, ...], DType] = {}  # dtypes of results by op, operands and attributes: a type rule runs once
@@ -30,7 +29,7 @@ def bind(op: Op, operands: Sequence[Any], attributes: dict[str, Any]) -> Tensor:
         if plain and not attributes and len(tensors) == 2 and op.kind == "elementwise":
             out = Tensor(_run_pair(op, tensors))
         elif plain or context.capture is None:
-            out = Tensor(_run(op, tensors, attributes))
+            out = Tensor(_run(op, tensors, attributes, None if plain else context.observer))
         else:
             spec = op.infer([t.spec for t in tensors], attributes)
             out = Tensor(context.capture.append(op, tensors, attributes, spec))
@@ -77,24 +76,29 @@ def _run_pair(op: Op, tensors: Sequence[Tensor]) -> Array:
     return np.asarray(result, dtype)
 
 
-def _run(op: Op, tensors: Sequence[Tensor], attributes: dict[str, Any]) -> Array:
+def _run(op: Op, tensors: Sequence[Tensor], attributes: dict[str, Any], observer: Observer | None) -> Array:
+    x: Any = tensors[0]._value if tensors else None
     if len(tensors) == 1:
-        x: Any = tensors[0]._value
+        y = x
         values: tuple[Any, ...] = (x,)
         key: tuple[Any, ...] = (op, x.dtype, x.shape, *attributes.items())
+    elif len(tensors) == 2:
+        y = tensors[1]._value
+        values = (x, y)
+        key = (op, x.dtype, x.shape, y.dtype, y.shape, *attributes.items())
     else:
-        x = None
+        y = None
         values = tuple([t._value for t in tensors])
-        key = (op, *[(value.dtype, value.shape) for value in values], *attributes.items())  # type: ignore[union-attr]
+        key = (op, *[(value.dtype, value.shape) for value in values], *attributes.items())
     try:
         dtype = _types.get(key)
     except TypeError:  # an attribute that cannot be hashed
         dtype = None
-    if dtype is None or type(x) is not np.ndarray:
+    if dtype is None or type(x) is not np.ndarray or type(y) is not np.ndarray:
         dtype = _known_type(key, op, values, attributes)
-    observer = context.observer
     if observer is not None:
         observer.before()
+    result: Array
     try:
         if attributes:
             result = context.quietly(op.reference, *values, **attributes)

@@ -16,6 +16,10 @@ from staticgrad.tensor import DEFAULT_FLOAT, DEFAULT_INT, Array, Tensor
 
 Scalar = bool | int | float
 SUPPORTED_KINDS = "biuf"
+_SUPPORTED: dict[Any, DType] = {
+    np.dtype(name): np.dtype(name)
+    for name in ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float32", "float64")
+}
 
 
 def check_device(device: str | None) -> None:
@@ -31,13 +35,17 @@ def supports(dtype: DType) -> bool:
 
 def check_dtype(name: str, dtype: Any) -> DType:
     """`dtype` as a NumPy dtype, or DTypeError if staticgrad has no such dtype."""
+    known = _SUPPORTED.get(dtype) if isinstance(dtype, np.dtype) else None
+    if known is not None:
+        return known
     try:
         found = np.dtype(dtype)
     except TypeError:
         raise DTypeError(f"{name}: no such dtype: {dtype!r}") from None
     if not supports(found):
         raise DTypeError(f"{name}: dtypes are bool, int8 to int64, uint8 to uint64, float32 and float64; got {found}")
-    return np.dtype(found.type)  # in native byte order, and the one object that NumPy has for it
+    native: DType = np.dtype(found.type)  # in native byte order, and the one object that NumPy has for it
+    return native
 
 
 def as_operand(name: str, value: Any) -> Tensor | Scalar:
@@ -108,7 +116,11 @@ def _scalar_tensor(name: str, value: Scalar, dtype: DType) -> Tensor:
 
 def operands_of(op: Op, given: Sequence[Any]) -> Sequence[Tensor]:
     """The operands as Tensors of one dtype where the op wants one."""
-    if len(given) == 2:  # the common cases at once
+    count = len(given)
+    if count == 1:  # the common cases at once
+        if isinstance(given[0], Tensor) and not given[0]._weak:
+            return given
+    elif count == 2:
         x, y = given
         if isinstance(x, Tensor) and isinstance(y, Tensor):
             if not (x._weak or y._weak) and (not op.promotes or x._value.dtype == y._value.dtype):
@@ -117,8 +129,10 @@ def operands_of(op: Op, given: Sequence[Any]) -> Sequence[Tensor]:
             pair = _with_number(op.name, x, y)
             if pair is not None:
                 return pair
-    elif len(given) == 1 and isinstance(given[0], Tensor) and not given[0]._weak:
-        return given
+    elif op.free == (0,) and count == 3 and isinstance(given[0], Tensor) and not given[0]._weak:
+        pair = _with_number(op.name, given[1], given[2])
+        if pair is not None:
+            return [given[0], *pair]
     operands = [x if type(x) is Tensor else as_operand(op.name, x) for x in given]
     if not op.promotes:
         return [x if isinstance(x, Tensor) and not x._weak else _settled(op.name, x) for x in operands]
@@ -138,13 +152,15 @@ def operands_of(op: Op, given: Sequence[Any]) -> Sequence[Tensor]:
 
 
 def _with_number(name: str, x: Any, y: Any) -> list[Tensor] | None:
-    """A floating tensor and a Python number."""
+    """A tensor and a Python number that adapts to it: a floating tensor and any number, or two integers."""
     if (type(y) is float or type(y) is int) and isinstance(x, Tensor) and not x._weak:
         dtype = x._value.dtype
-        return [x, _scalar_tensor(name, y, dtype)] if dtype.kind == "f" else None
-    if (type(x) is float or type(x) is int) and isinstance(y, Tensor) and not y._weak:
+        if dtype.kind == "f" or (type(y) is int and dtype.kind in "iu"):
+            return [x, _scalar_tensor(name, y, dtype)]
+    elif (type(x) is float or type(x) is int) and isinstance(y, Tensor) and not y._weak:
         dtype = y._value.dtype
-        return [_scalar_tensor(name, x, dtype), y] if dtype.kind == "f" else None
+        if dtype.kind == "f" or (type(x) is int and dtype.kind in "iu"):
+            return [_scalar_tensor(name, x, dtype), y]
     return None
 
 

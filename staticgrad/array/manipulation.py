@@ -27,10 +27,10 @@ def _tensor(x: Any) -> Tensor:
 def reshape(x: Any, /, shape: Any, *, copy: bool | None = None) -> Tensor:
     """The elements of x, in order, in another shape of the same size; one extent may be -1."""
     tensor = _tensor(x)
-    wanted = (shape,) if isinstance(shape, int) else tuple(int(extent) for extent in shape)
-    if wanted.count(-1) > 1 or builtins.any(extent < -1 for extent in wanted):
-        raise ShapeError(f"reshape: at most one extent may be -1; got {wanted}")
-    if -1 in wanted:
+    wanted = (shape,) if isinstance(shape, int) else tuple(map(int, shape))
+    if wanted and min(wanted) < 0:
+        if wanted.count(-1) > 1 or min(wanted) < -1:
+            raise ShapeError(f"reshape: at most one extent may be -1; got {wanted}")
         rest = math.prod(extent for extent in wanted if extent != -1)
         if rest == 0 or tensor.size % rest:
             raise ShapeError(f"reshape: {tensor.size} elements of shape {tensor.shape} cannot fill {wanted}")

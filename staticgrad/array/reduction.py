@@ -25,6 +25,8 @@ def axes_of(name: str, axis: Axis, ndim: int) -> tuple[int, ...]:
     """`axis` as a sorted tuple counted from the front."""
     if axis is None:
         return tuple(range(ndim))
+    if type(axis) is int:
+        return (normalize_axis(name, axis, ndim),)
     given = (axis,) if isinstance(axis, int | np.integer) else tuple(axis)
     found = sorted(normalize_axis(name, int(i), ndim) for i in given)
     if len(set(found)) != len(found):
@@ -154,7 +156,7 @@ def logsumexp(x: Any, /, *, axis: Axis = None, keepdims: bool = False) -> Tensor
     """log Σ eˣ over `axis`, without overflow. Floating dtypes."""
     tensor = _floating("logsumexp", x)
     axes = axes_of("logsumexp", axis, tensor.ndim)
-    largest = max(tensor, axis=axes, keepdims=True).detach()
+    largest = max(tensor.detach(), axis=axes, keepdims=True)
     shift = where(isfinite(largest), largest, 0.0)
     total = log(sum(exp(tensor - shift), axis=axes, keepdims=True)) + shift
     return total if keepdims else reshape(total, shape=tuple(e for i, e in enumerate(tensor.shape) if i not in axes))
@@ -164,7 +166,7 @@ def logsumexp(x: Any, /, *, axis: Axis = None, keepdims: bool = False) -> Tensor
 def softmax(x: Any, /, *, axis: int = -1) -> Tensor:
     """eˣ / Σ eˣ along `axis`. Floating dtypes."""
     tensor = _floating("softmax", x)
-    powers = exp(tensor - max(tensor, axis=axis, keepdims=True).detach())
+    powers = exp(tensor - max(tensor.detach(), axis=axis, keepdims=True))
     return powers / sum(powers, axis=axis, keepdims=True)
 
 
@@ -172,7 +174,7 @@ def softmax(x: Any, /, *, axis: int = -1) -> Tensor:
 def log_softmax(x: Any, /, *, axis: int = -1) -> Tensor:
     """x - log Σ eˣ along `axis`. Floating dtypes."""
     tensor = _floating("log_softmax", x)
-    shifted = tensor - max(tensor, axis=axis, keepdims=True).detach()
+    shifted = tensor - max(tensor.detach(), axis=axis, keepdims=True)
     return shifted - log(sum(exp(shifted), axis=axis, keepdims=True))
 
 

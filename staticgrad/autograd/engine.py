@@ -149,24 +149,25 @@ def _propagate(
     pending: list[tuple[int, int, TapeNode]] = []
 
     def deliver(edge: Any, value: Tensor) -> None:
-        known = arrived.get(id(edge))
+        key = id(edge)
+        known = arrived.get(key)
         if known is not None:
-            arrived[id(edge)] = (edge, known[1] + value)
+            arrived[key] = (edge, known[1] + value)
             return
-        arrived[id(edge)] = (edge, value)
+        arrived[key] = (edge, value)
         if isinstance(edge, TapeNode):
-            heapq.heappush(pending, (-edge.serial, id(edge), edge))
+            heapq.heappush(pending, (-edge.serial, key, edge))
 
     for root, cotangent in zip(roots, cotangents, strict=True):
         deliver(root.gradient_edge(), cotangent)
     capture = context.capture
     while pending:
-        node = heapq.heappop(pending)[2]
-        value = _hooked(node, arrived[id(node)][1])
-        if id(node) in wanted:
-            arrived[id(node)] = (node, value)
-        else:
-            del arrived[id(node)]
+        _, key, node = heapq.heappop(pending)
+        value = arrived.pop(key)[1]
+        if node.hooks or node.retained is not None:
+            value = _hooked(node, value)
+        if key in wanted:
+            arrived[key] = (node, value)
         if capture is not None:
             capture.enter_backward(node)
         try:
@@ -237,8 +238,17 @@ def accumulate(tensor: Tensor, value: Tensor, create_graph: bool) -> None:
     if before is not None:
         value = before + value
     elif isinstance(value._value, np.ndarray):
-        value = Tensor.__bind__(cast, (value,), {"dtype": value.dtype})  # a copy: cotangents may be views, shared between operands, or the user's
-    tensor.grad = value if create_graph or not value._requires_grad else _off_tape(value)
+        # A copy: cotangents may be views, shared between operands, or the user's.
+        if context.plain and not value._requires_grad and value._tangents is None:
+            value = Tensor(value._value.copy())
+        else:
+            value = Tensor.__bind__(cast, (value,), {"dtype": value.dtype})
+    if not create_graph and value._requires_grad:
+        value = _off_tape(value)
+    if context.capture is None:
+        tensor._grad = value
+    else:
+        tensor.grad = value
 
 
 def _off_tape(value: Tensor) -> Tensor:

@@ -171,18 +171,19 @@ def record(op: Op, operands: Sequence[Tensor], attributes: Mapping[str, Any], ou
     """Put `out = op(*operands)` on the tape, if a derivative can flow to some operand."""
     edges: list[Any] = []
     specs: list[Spec] = []
-    mask = 0
+    mask = place = 0
     differentiable = op.differentiable
     last = len(differentiable) - 1
-    for i, operand in enumerate(operands):
+    for operand in operands:
         value = operand._value
         specs.append(_new_tuple(Spec, (value.shape, value.dtype)))
-        position = i if i < last else last
-        if operand._requires_grad and differentiable[position]:
+        if operand._requires_grad and differentiable[place]:
             edges.append(operand if operand._edge is None else operand._edge)
-            mask |= 1 << position
+            mask |= 1 << place
         else:
             edges.append(None)
+        if place < last:
+            place += 1
     if not mask:
         return
     node = TapeNode(op, attributes, edges, specs)
@@ -205,4 +206,3 @@ def record(op: Op, operands: Sequence[Tensor], attributes: Mapping[str, Any], ou
         node.scope = capture.scope
     out._edge = node
     out._requires_grad = True
-

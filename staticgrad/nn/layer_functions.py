@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import staticgrad as sg
 from staticgrad.capture_state import composite
 from staticgrad.graph.errors import DTypeError, ShapeError
-from staticgrad.graph.ops import indexing
+from staticgrad.graph.ops import contraction, indexing
 from staticgrad.nn.arguments import as_tensor, floating_tensor, require_shape
 from staticgrad.tensor import Tensor
 
@@ -28,22 +28,22 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if weight.ndim != 2:
         raise ShapeError(f"linear: weight must have shape (out_features, in_features); got {weight.shape}")
     outputs, inputs = weight.shape
-    if input.ndim == 0 or input.shape[-1] != inputs:
+    shape = input.shape
+    if not shape or shape[-1] != inputs:
         raise ShapeError(
-            f"linear: the last axis of input must have in_features={inputs} elements; got input of shape {input.shape}"
+            f"linear: the last axis of input must have in_features={inputs} elements; got input of shape {shape}"
         )
     if input.dtype != weight.dtype:
         raise DTypeError(
             f"linear: input and weight must have one dtype; got {input.dtype} and {weight.dtype}; "
             "convert the input with sg.astype, or the model with .to(dtype)"
         )
-    leading = input.shape[:-1]
-    rows = input if input.ndim == 2 else sg.reshape(input, (-1, inputs) if input.size else (0, inputs))
-    out = sg.matmul(rows, sg.permute_dims(weight, (1, 0)))
+    rows = input if len(shape) == 2 else sg.reshape(input, (-1, inputs) if input.size else (0, inputs))
+    out: Tensor = contraction.matmul(rows, weight, transpose_x=False, transpose_y=True)
     if bias is not None:
         require_shape("linear", "bias", bias, (outputs,), "one for each of out_features")
         out = out + bias
-    return out if input.ndim == 2 else sg.reshape(out, (*leading, outputs))
+    return out if len(shape) == 2 else sg.reshape(out, (*shape[:-1], outputs))
 
 
 @composite("embedding")

@@ -73,6 +73,8 @@ class Module:
         if context.capture is not None:
             self._guard()
         registry = self._known()
+        if not registry.before and not registry.after:
+            return self.forward(*args, **kwargs)
         for before in list(registry.before.values()):
             changed = before(self, args)
             if changed is not None:

@@ -60,60 +60,55 @@ def _packs(optimizer: Optimizer, group: Group, step: Tensor, parameters: Sequenc
     if len(parameters) < 2 or not hasattr(optimizer.update, "elementwise"):
         return []
     names = optimizer.state_names(group)
-    found: dict[DType, list[tuple[Tensor, ...]]] = {}
+    found: dict[DType, list[tuple[Any, ...]]] = {}
     for parameter in parameters:
         entries = optimizer.state[parameter]
-        row = (parameter, parameter.grad, *[entries[name] for name in names])
+        row = (parameter, parameter._grad, *[entries[name] for name in names])
         if _is_plain(row):
-            found.setdefault(parameter.dtype, []).append(row)  # type: ignore[arg-type]
+            found.setdefault(parameter.dtype, []).append(row)
     packs = []
     for rows in found.values():
-        columns = list(zip(*rows, strict=True))
-        if len(rows) > 1 and _apart(columns):
+        if len(rows) > 1 and _apart(rows):
+            columns = list(zip(*rows, strict=True))
             whole, grad, *state = [_joined(column) for column in columns]
             whole._grad = grad
             packs.append(Pack(list(columns[0]), whole, {"step": step, **dict(zip(names, state, strict=True))}))
     return packs
 
 
-def _is_plain(row: Sequence[Tensor | None]) -> bool:
+def _is_plain(row: Sequence[Any]) -> bool:
     """Whether a parameter, its gradient and its state are small arrays of one type without tangents."""
-    first: Any = row[0]._value  # type: ignore[union-attr]
-    if first.size > SMALL:
-        return False
+    first = row[0]._value
     shape, dtype = first.shape, first.dtype
     for tensor in row:
-        value = None if tensor is None or tensor._tangents is not None else tensor._value
+        value = tensor._value
         if type(value) is not np.ndarray or value.shape != shape or value.dtype != dtype:
             return False
-    return True
+        if tensor._tangents is not None:
+            return False
+    return bool(first.size <= SMALL)
 
 
-def _apart(columns: Sequence[Sequence[Tensor]]) -> bool:
+def _apart(rows: Sequence[Sequence[Any]]) -> bool:
     """Whether no two of the tensors share storage: a write into one could then be meant to be seen by the next."""
-    roots = set()
-    count = 0
-    for column in columns:
-        for tensor in column:
-            value = tensor._value
-            roots.add(id(value if value.base is None else value.base))  # type: ignore[union-attr]
-            count += 1
-    return len(roots) == count
+    values = [tensor._value for row in rows for tensor in row]
+    return len({id(value if value.base is None else value.base) for value in values}) == len(values)
 
 
-def _joined(tensors: Sequence[Tensor]) -> Tensor:
-    return Tensor(np.concatenate([tensor._value.ravel() for tensor in tensors]))  # type: ignore[union-attr]
+def _joined(tensors: Sequence[Any]) -> Tensor:
+    return Tensor(np.concatenate([tensor._value for tensor in tensors], axis=None))
 
 
 def _unpack(parts: Sequence[Tensor], whole: Tensor) -> None:
+    joined: Any = whole._value
     start = 0
     for part in parts:
         value: Any = part._value
         stop = start + value.size
-        new = whole._value[start:stop].reshape(value.shape)  # type: ignore[index]
+        new = joined[start:stop].reshape(value.shape)
         start = stop
         if value.flags.writeable:
             part._version[0] += 1
-            np.copyto(value, new)
+            value[...] = new
         else:
             part.copy_(Tensor(new))  # says why it cannot
