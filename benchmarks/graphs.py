@@ -30,7 +30,7 @@ import staticgrad as sg
 from benchmarks import graphs_page
 from staticgrad import nn
 from staticgrad.comparison import Comparison
-from staticgrad.kernels.cpu import program
+from staticgrad.kernels.cpu import compiler
 
 RESULTS = Path(__file__).parent / "results" / "graphs.json"
 HIDDEN_LAYERS, CLASSES = 3, 10
@@ -119,7 +119,7 @@ def fresh_caches() -> Iterator[None]:
     outer = os.environ.get(name)
     with tempfile.TemporaryDirectory() as folder:
         os.environ[name] = folder
-        program._kernel_code.clear()
+        compiler._kernel_code.clear()
         try:
             yield
         finally:

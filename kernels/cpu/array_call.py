@@ -1,7 +1,7 @@
 """Calling a native step from Python for the price of a built-in function.
 
-A ctypes call costs 0.2 µs, and asking an array for its address 0.3 µs more. So this process makes one built-in function
-for itself, of a few machine instructions: it is called with arrays, reads their addresses out of them, puts these into
+A ctypes call costs 0.2 µs, and asking an array for its address 0.3 µs more. So there is one built-in function of a few
+machine instructions: it is called with arrays, reads their addresses out of them, puts these into
 the table of pointers, lets go of the GIL and calls the step. Only Python's stable ABI is used, and of NumPy that an
 array begins with the pointer to its elements, which its public headers fix. Both are checked at the first use; where
 they do not hold, a Python function does the same.
@@ -18,11 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from staticgrad.kernels.cpu import native
+from staticgrad.kernels.cpu.machine_code import Code
 
 ArrayCall = Callable[..., int]
 _POINTER = object.__basicsize__  # of an array: right behind what every object has
-_SYMBOL = "staticgrad_array_call"
+SYMBOL = "staticgrad_array_call"
+PYTHON_FUNCTIONS = ("PyEval_SaveThread", "PyEval_RestoreThread", "PyLong_FromLongLong")
 _FASTCALL = 0x80  # METH_FASTCALL: the function takes (self, arguments, how many)
 
 
@@ -70,11 +71,16 @@ def _in_python(step: Any, arena: int, table: Any, status: Any, entries: Sequence
 @cache
 def _maker() -> Callable[[Any, Any], ArrayCall] | None:
     """Makes the built-in function for a header, as a method of it; None where arrays or Python are not as expected."""
-    if platform.python_implementation() != "CPython" or struct.calcsize("P") != 8 or not _pointers_are_first():
+    if (
+        _code is None
+        or platform.python_implementation() != "CPython"
+        or struct.calcsize("P") != 8
+        or not _pointers_are_first()
+    ):
         return None
     make = ctypes.pythonapi.PyCFunction_NewEx
     make.restype, make.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.py_object, ctypes.py_object)
-    described = _MethodDef(b"step", _machine_code(), _FASTCALL, b"Run a step with the arrays given; its status.")
+    described = _MethodDef(b"step", _code.address(SYMBOL), _FASTCALL, b"Run a step with the arrays given; its status.")
     _alive.append(described)
     return lambda header, keep: make(ctypes.addressof(described), header, keep)
 
@@ -87,27 +93,26 @@ def _pointers_are_first() -> bool:
     )
 
 
-_alive: list[Any] = []  # the machine code and its description, for as long as the process lives
+_alive: list[Any] = []  # the descriptions of the function, for as long as the process lives
 
 
-def _machine_code() -> int:
-    with native.llvm_lock() as llvm:
-        module = llvm.parse_assembly(_ir())
-        module.verify()
-        engine = native._engine(llvm, [native._machine(3).emit_object(module)])
-        _alive.append(engine)
-        address: int = engine.get_function_address(_SYMBOL)
-    return address
+def use(code: Code) -> None:
+    """Take the built-in function's machine code from the runtime of this process."""
+    global _code
+    _code = code
+    _maker.cache_clear()
 
 
-def _ir() -> str:
+_code: Code | None = None
+
+
+def ir() -> str:
     """`PyObject *call(header array, arrays, how many)`: -1 for another number of arrays than the header says."""
-    python = {
-        name: f"inttoptr (i64 {ctypes.cast(getattr(ctypes.pythonapi, name), ctypes.c_void_p).value} to ptr)"
-        for name in ("PyEval_SaveThread", "PyEval_RestoreThread", "PyLong_FromLongLong")
-    }
     return f"""\
-define ptr @{_SYMBOL}(ptr %self, ptr %arrays, i64 %count) {{
+declare ptr @PyEval_SaveThread()
+declare void @PyEval_RestoreThread(ptr)
+declare ptr @PyLong_FromLongLong(i64)
+define ptr @{SYMBOL}(ptr %self, ptr %arrays, i64 %count) {{
 entry:
   %inside = getelementptr i8, ptr %self, i64 {_POINTER}
   %header = load ptr, ptr %inside
@@ -124,7 +129,7 @@ entry:
   %fits = icmp eq i64 %count, %expected
   br i1 %fits, label %next, label %wrong
 wrong:
-  %refused = call ptr {python["PyLong_FromLongLong"]}(i64 -1)
+  %refused = call ptr @PyLong_FromLongLong(i64 -1)
   ret ptr %refused
 next:
   %i = phi i64 [ 0, %entry ], [ %after, %put ]
@@ -142,11 +147,11 @@ put:
   %after = add i64 %i, 1
   br label %next
 run:
-  %thread = call ptr {python["PyEval_SaveThread"]}()
+  %thread = call ptr @PyEval_SaveThread()
   call void %step(ptr %arena, ptr %table)
-  call void {python["PyEval_RestoreThread"]}(ptr %thread)
+  call void @PyEval_RestoreThread(ptr %thread)
   %word = load i64, ptr %status
-  %result = call ptr {python["PyLong_FromLongLong"]}(i64 %word)
+  %result = call ptr @PyLong_FromLongLong(i64 %word)
   ret ptr %result
 }}
 """

@@ -29,15 +29,6 @@ def addresses() -> dict[str, int]:
     return {**(_from_loader() or _from_scipy()), **_threads()}
 
 
-@cache
-def register() -> None:
-    """Make the routines known to LLVM, so that objects loaded from now on may call them."""
-    import llvmlite.binding as llvm
-
-    for symbol, address in addresses().items():
-        llvm.add_symbol(symbol, address)
-
-
 def _from_loader() -> dict[str, int] | None:
     path = _extension_path()
     if path is None or sys.platform != "linux":

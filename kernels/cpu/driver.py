@@ -29,14 +29,13 @@ from staticgrad.kernels.cpu.steps import (
     Step,
     Work,
 )
+from staticgrad.kernels.cpu.table import STATUS_BYTES
 from staticgrad.kernels.cpu.threads import BARRIER, PACE_WORDS, POOL_RUN
 
-ENTRY = "staticgrad_step"
 STEPS_PER_FUNCTION = 256  # one huge basic block makes LLVM's code generation slower than linear
-STATUS_BYTES = 64  # between the status blocks of two threads
 
 
-def driver_ir(steps: Sequence[Step], symbol: str = ENTRY, *, parallel: bool = False) -> str:
+def driver_ir(steps: Sequence[Step], symbol: str = "staticgrad_step", *, parallel: bool = False) -> str:
     """LLVM IR of `void symbol(ptr arena, ptr table)`, which runs the steps in order.
 
     Args: with `parallel`, on all threads of the pool; a step that is not owned is then shared.

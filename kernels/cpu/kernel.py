@@ -10,8 +10,6 @@ from typing import Any, Literal
 
 from staticgrad.graph.node import DType, Node
 
-ERROR_WORDS = 3  # status block: error code (1 + position in the error table; 0 is none), offending value, extent
-
 
 @dataclass(frozen=True)
 class Kernel:

@@ -1,6 +1,6 @@
 """Many steps in one native call: the rows of each step gathered, the step run, its results put at their place.
 
-The loop is a function of a few machine instructions that this process makes for itself once. It stops before its end
+The loop is a function of a few machine instructions (`runtime`). It stops before its end
 where a step reports a failure, and is called for as many steps as a moment allows, so that Python can act in between.
 """
 
@@ -10,12 +10,11 @@ import ctypes
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
-from staticgrad.kernels.cpu import native
+from staticgrad.kernels.cpu.machine_code import Code
 
-_SYMBOL = "staticgrad_loop"
+SYMBOL = "staticgrad_loop"
 _PROTOTYPE = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64)  # releases the GIL around the call
 
 
@@ -68,25 +67,21 @@ def run_steps(
         job.extend((row.source, row.row_bytes, row.staging, row.entry))
     for result in results:
         job.extend((result.start, result.nbytes, result.entry))
-    return int(_loop()(job.buffer_info()[0], steps))
+    assert _loop is not None  # programs load the runtime
+    return int(_loop(job.buffer_info()[0], steps))
 
 
-_alive: list[Any] = []  # the machine code, for as long as the process lives
+def use(code: Code) -> None:
+    """Take the loop from the runtime of this process."""
+    global _loop
+    _loop = _PROTOTYPE(code.address(SYMBOL))
 
 
-@cache
-def _loop() -> Callable[[int, int], int]:
-    with native.llvm_lock() as llvm:
-        module = llvm.parse_assembly(_IR)
-        module.verify()
-        engine = native._engine(llvm, [native._machine(3).emit_object(module)])
-        _alive.append(engine)
-        made: Callable[[int, int], int] = _PROTOTYPE(engine.get_function_address(_SYMBOL))
-    return made
+_loop: Callable[[int, int], int] | None = None
 
 
 # Four 64-bit words for each of the rows begin at word 8 of the job, three for each of the results behind them.
-_IR = f"""\
+IR = f"""\
 declare void @llvm.memcpy.p0.p0.i64(ptr, ptr, i64, i1)
 
 define internal void @gather(ptr %to, ptr %from, i64 %row.bytes, ptr %order, i64 %batch) {{
@@ -110,7 +105,7 @@ exit:
   ret void
 }}
 
-define i64 @{_SYMBOL}(ptr %job, i64 %steps) {{
+define i64 @{SYMBOL}(ptr %job, i64 %steps) {{
 entry:
   %step = load ptr, ptr %job
   %arena.at = getelementptr i64, ptr %job, i64 1

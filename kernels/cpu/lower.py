@@ -14,12 +14,12 @@ from staticgrad.graph.plan import ALIGNMENT, Place, Plan
 from staticgrad.graph.structure import Structure
 from staticgrad.kernels.cpu.contraction import lower_matmul
 from staticgrad.kernels.cpu.costs import BYTE, call_cost, fused_cost, product_cost
-from staticgrad.kernels.cpu.driver import STATUS_BYTES
 from staticgrad.kernels.cpu.fused import generate, turns
 from staticgrad.kernels.cpu.kernel import Call, Kernel, Operand
 from staticgrad.kernels.cpu.phases import PARALLEL_FROM, SHARE_FROM, Range, Task, on_one_thread, on_threads
 from staticgrad.kernels.cpu.steps import Address, Arena, Argument, Check, Copy, Fill, Gemm, KernelCall, Step, Work
 from staticgrad.kernels.cpu.structural import lower_call
+from staticgrad.kernels.cpu.table import STATUS_BYTES, Table
 from staticgrad.kernels.cpu.threads import thread_count
 
 POISON = 0xFF  # every float of these bytes is NaN
@@ -38,34 +38,6 @@ class Lowered:
     errors: list[Node] = field(default_factory=list)
     parallel: bool = False
     own_bytes: int = 0
-
-
-@dataclass(frozen=True)
-class Table:
-    """Which entry of the pointer table is what: status, inputs, outputs, constants, error codes, in this order."""
-
-    inputs: int
-    outputs: int
-    constants: int
-
-    @property
-    def size(self) -> int:
-        return 2 + self.inputs + self.outputs + self.constants
-
-    @property
-    def error_codes(self) -> int:
-        return self.size - 1
-
-    def entry(self, place: Place) -> int:
-        """The position of an input, an output or a constant among the program's pointers."""
-        before = {"input": 1, "output": 1 + self.inputs, "constant": 1 + self.inputs + self.outputs}
-        return before[place.space] + place.index
-
-    def address(self, place: Place, offset: int = 0) -> Address:
-        """Where a kernel finds the bytes at `offset` from the place."""
-        if place.space == "arena":
-            return Arena(place.offset + offset)
-        return Argument(self.entry(place), place.offset + offset)
 
 
 def lower(graph: Graph, plan: Plan, *, poison: bool = False, stamp: str = "") -> Lowered:

@@ -46,7 +46,8 @@ from numba.core.typing import templates
 from numba.core.untyped_passes import FixupArgs, IRProcessing, ReconstructSSA, TranslateByteCode
 from numba.np.numpy_support import from_dtype
 
-from staticgrad.kernels.cpu.native import compile_count, llvm_lock, optimised, record_compile
+from staticgrad.kernels.cpu.llvm import llvm_lock, optimised
+from staticgrad.kernels.cpu.native import compile_count, record_compile
 
 __all__ = ["FASTMATH", "compile_count", "kernel_ir"]
 

@@ -16,8 +16,9 @@ import numpy as np
 
 from staticgrad.kernels.cache import DiskCache
 from staticgrad.kernels.cpu import native
+from staticgrad.kernels.cpu.compiler import code_of
 from staticgrad.kernels.cpu.lower import lower
-from staticgrad.kernels.cpu.program import Program, _code, address_of
+from staticgrad.kernels.cpu.program import Program, address_of
 
 _STAMP = "staticgrad_stamp"
 
@@ -43,7 +44,7 @@ class TimedProgram:
         self._program = program
         self.groups = len(program.plan.groups)
         lowered = lower(program.graph, program.plan, stamp=_STAMP)
-        code = {symbol: _code(kernel, cache) for symbol, kernel in lowered.kernels.items()}
+        code = {symbol: code_of(kernel, cache) for symbol, kernel in lowered.kernels.items()}
         workspace = program.new_workspace()
         # stamps: twice before the first group, then after each group and after the copies
         self._stamps = np.zeros((self.groups + 3, 2), np.int64)

@@ -4,39 +4,35 @@ from __future__ import annotations
 
 import json
 import struct
-import threading
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from ctypes import addressof, c_char
 from functools import cached_property
 from time import perf_counter
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
 from staticgrad.graph.errors import FileFormatError, IndexRangeError
-from staticgrad.graph.fusion import fuse
-from staticgrad.graph.lifetimes import last_check
+from staticgrad.graph.lifetimes import ALIGNMENT
 from staticgrad.graph.node import Graph, Node
 from staticgrad.graph.ops.indexing import range_error
-from staticgrad.graph.plan import ALIGNMENT, Plan, make_plan
-from staticgrad.graph.schedule import order
 from staticgrad.graph.serialize import canonical_order, from_json, graph_key, to_json
 from staticgrad.graph.timeline import stage
 from staticgrad.kernels.cache import DiskCache, content_key
 from staticgrad.kernels.cpu import native
 from staticgrad.kernels.cpu.array_call import ArrayCall, array_call
-from staticgrad.kernels.cpu.driver import STATUS_BYTES
-from staticgrad.kernels.cpu.kernel import ERROR_WORDS, Kernel
+from staticgrad.kernels.cpu.host import host_key, toolchain_key
 from staticgrad.kernels.cpu.loop import Results, Rows, run_steps
-from staticgrad.kernels.cpu.lower import Table, lower
+from staticgrad.kernels.cpu.table import ERROR_WORDS, STATUS_BYTES, Table
 from staticgrad.kernels.cpu.threads import thread_count
+
+if TYPE_CHECKING:
+    from staticgrad.graph.plan import Plan
 
 _MAGIC = b"SGPROGRM"
 _LENGTH = struct.Struct("<Q")
-_kernel_code: dict[str, str] = {}  # IR of kernels compiled or loaded by this process, by symbol
-_kernel_lock = threading.Lock()
 
 
 def compile_graph(graph: Graph, *, reuse: bool = True, poison: bool = False, cache: DiskCache | None = None) -> Program:
@@ -48,36 +44,16 @@ def compile_graph(graph: Graph, *, reuse: bool = True, poison: bool = False, cac
         cache: where programs and kernels are kept on disk; None keeps nothing.
     """
     with stage("look up"):
-        key = content_key(graph_key(graph), native.host_key(), native.toolchain_key(), f"{reuse} {poison}")
+        key = content_key(graph_key(graph), host_key(), toolchain_key(), f"{reuse} {poison}")
         found = cache.get("program", key) if cache is not None else None
     if found is not None:
         with stage("load"):
             program = Program.from_bytes(found, graph)
         program.from_cache = True
         return program
-    with stage("fuse"):
-        groups = fuse(graph)
-    with stage("schedule"):
-        groups = order(graph, groups)
-    with stage("plan"):
-        plan = make_plan(graph, groups, reuse=reuse)
-    with stage("lower"):
-        lowered = lower(graph, plan, poison=poison)
-    with stage("kernels"):
-        kernels = {symbol: _code(kernel, cache) for symbol, kernel in lowered.kernels.items()}
-    with stage("link"):
-        code = native.build(kernels, lowered.steps, parallel=lowered.parallel)
-    numbers = {node: number for number, node in enumerate(canonical_order(graph))}
-    facts = {
-        "arena": plan.peak_bytes,
-        "own": lowered.own_bytes,
-        "reuse": reuse,
-        "constants": [numbers[node] for node in plan.constants],
-        "early": _early_outputs(graph, plan),
-        "errors": [numbers[node] for node in lowered.errors],
-        "sources": {symbol: kernel.source for symbol, kernel in lowered.kernels.items()},
-        "kernels": [call.symbol for call in native.kernel_calls(lowered.steps)],
-    }
+    from staticgrad.kernels.cpu.compiler import compiled  # a process that finds its programs loads no compiler
+
+    facts, code, plan = compiled(graph, reuse=reuse, poison=poison, cache=cache)
     with stage("load"):
         program = Program(graph, facts, code)
     program.__dict__["plan"] = plan
@@ -85,29 +61,6 @@ def compile_graph(graph: Graph, *, reuse: bool = True, poison: bool = False, cac
         with stage("store"):
             cache.put("program", key, program._packed(with_graph=False))
     return program
-
-
-def _code(kernel: Kernel, cache: DiskCache | None) -> str:
-    """The IR of a kernel: from this process, from the disk, or compiled."""
-    symbol = kernel.symbol
-    with _kernel_lock:
-        if symbol not in _kernel_code:
-            key = content_key(symbol, native.host_key(), native.toolchain_key())
-            found = cache.get("kernel", key) if cache is not None else None
-            if found is None:
-                from staticgrad.kernels.cpu.kernel import kernel_llvm
-
-                found = kernel_llvm(kernel).encode()
-                if cache is not None:
-                    cache.put("kernel", key, found)
-            _kernel_code[symbol] = found.decode()
-        return _kernel_code[symbol]
-
-
-def _early_outputs(graph: Graph, plan: Plan) -> list[int]:
-    """The outputs that are written while a check of indices may still end the run."""
-    written = {node for group in plan.groups[: last_check(plan.groups) + 1] for node in group.writes}
-    return [index for index, node in enumerate(graph.outputs) if node in written]
 
 
 class _Workspace:
@@ -216,6 +169,10 @@ class Program:
     @cached_property
     def plan(self) -> Plan:
         """The plan of the memory; made again where the program came from disk."""
+        from staticgrad.graph.fusion import fuse
+        from staticgrad.graph.plan import make_plan
+        from staticgrad.graph.schedule import order
+
         return make_plan(self.graph, order(self.graph, fuse(self.graph)), reuse=self._facts["reuse"])
 
     @cached_property

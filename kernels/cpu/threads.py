@@ -15,15 +15,20 @@ from __future__ import annotations
 import _thread
 import ctypes
 import os
+import platform
 import sys
-import threading
 import time
 from functools import cache
 from pathlib import Path
-from typing import Any
 
-POOL_RUN, BARRIER = "staticgrad_pool_run", "staticgrad_barrier"
-POOL_SYMBOLS = frozenset((POOL_RUN, BARRIER))
+from staticgrad.kernels.cpu.machine_code import Code
+
+POOL, POOL_RUN, BARRIER = "staticgrad_pool", "staticgrad_pool_run", "staticgrad_barrier"
+WORKER = "staticgrad_pool_worker"
+C_FUNCTIONS = (
+    "sched_yield", "clock_gettime", "pthread_mutex_lock", "pthread_mutex_trylock", "pthread_mutex_unlock",
+    "pthread_cond_wait", "pthread_cond_broadcast",
+)  # fmt: skip
 MAX_THREADS = 256
 SPINS = 4000  # a pause takes some 20 ns: how long a worker waits for the next step before it sleeps
 BARRIER_SPINS = 2000  # and at a barrier before it offers its core to others
@@ -33,12 +38,8 @@ WINDOW_TOGETHER, WINDOW_ALONE = 256, 64  # runs until both ways are tried again
 
 # Where in the pool's memory what lies; hot words have a pair of cache lines each.
 _JOB, _ARRIVED, _GENERATION, _BODY, _PARKED, _MUTEX, _CONDITION, _TURN = (128 * place for place in range(8))
-_THREADS = _BODY + 24
+_THREADS, _PARTS = _BODY + 24, _BODY + 32
 _POOL_BYTES = 128 * 8
-_WORKER = "staticgrad_pool_worker"
-
-_pool: ctypes.Array[ctypes.c_char] | None = None
-_lock = threading.Lock()
 
 
 @cache
@@ -73,74 +74,48 @@ def _quota() -> int:
         return MAX_THREADS
 
 
-def start(llvm: Any, machine: Any) -> None:
-    """Have the pool's functions known to LLVM, and its workers running. The caller holds LLVM's lock."""
-    global _pool
-    with _lock:
-        if _pool is None:
-            _pool = _make_pool(llvm, machine, thread_count())
-
-
-def _make_pool(llvm: Any, machine: Any, threads: int) -> ctypes.Array[ctypes.c_char]:
-    memory = ctypes.create_string_buffer(_POOL_BYTES + 128)
-    address = ctypes.addressof(memory)
-    address += -address % 128
-    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
-    module = llvm.parse_assembly(pool_ir(address, threads, llvm.get_process_triple()))
-    module.verify()
-    engine.add_module(module)
-    engine.finalize_object()
-    for held in (memory, engine):  # threads are inside until the process ends
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(held))
+def start(code: Code) -> None:
+    """Ready a pool that has just been loaded, and have its workers wait for steps; they stay inside it for good."""
+    threads, address = thread_count(), code.address(POOL)
     library = ctypes.CDLL(None)
     library.pthread_mutex_init(ctypes.c_void_p(address + _MUTEX), None)
     library.pthread_mutex_init(ctypes.c_void_p(address + _TURN), None)
     library.pthread_cond_init(ctypes.c_void_p(address + _CONDITION), None)
+    ctypes.c_int64.from_address(address + _PARTS).value = threads
     ctypes.c_int64.from_address(address + _THREADS).value = threads
-    for symbol in POOL_SYMBOLS:
-        llvm.add_symbol(symbol, engine.get_function_address(symbol))
-    worker = ctypes.CFUNCTYPE(None, ctypes.c_int64)(engine.get_function_address(_WORKER))
+    worker = ctypes.CFUNCTYPE(None, ctypes.c_int64)(code.address(WORKER))
     for number in range(1, threads):
         _thread.start_new_thread(worker, (number,))
-    return memory
 
 
-def _forget() -> None:
-    """A forked child has none of the workers: programs loaded before run alone, and the next one makes a new pool."""
-    global _pool
-    if _pool is not None:
-        address = ctypes.addressof(_pool)
-        ctypes.c_int64.from_address(address + -address % 128 + _THREADS).value = 1
-        _pool = None
+def forget(code: Code) -> None:
+    """After a fork the child has none of the workers: the calling thread does everything."""
+    ctypes.c_int64.from_address(code.address(POOL) + _THREADS).value = 1
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
-
-
-def pool_ir(address: int, threads: int, triple: str) -> str:
-    """The pool's functions for a pool whose memory begins at `address`."""
-    x86 = triple.startswith(("x86", "i386", "i686"))
-    pause = "call void @llvm.x86.sse2.pause()" if x86 else "call void @llvm.aarch64.hint(i32 1)"
-    declared = "declare void @llvm.x86.sse2.pause()" if x86 else "declare void @llvm.aarch64.hint(i32)"
-    if not (x86 or triple.startswith(("aarch64", "arm64"))):
-        pause, declared = "call i32 @sched_yield()", ""
+def pool_ir() -> str:
+    """The pool: its memory, and the functions `staticgrad_pool_run`, `staticgrad_barrier` and that of a worker."""
+    processor = platform.machine().lower()
+    pause, declared = "call i32 @sched_yield()", ""
+    if processor in ("x86_64", "amd64", "i686"):
+        pause, declared = "call void @llvm.x86.sse2.pause()", "declare void @llvm.x86.sse2.pause()"
+    elif processor in ("aarch64", "arm64"):
+        pause, declared = "call void @llvm.aarch64.hint(i32 1)", "declare void @llvm.aarch64.hint(i32)"
     places = {
         "JOB": _JOB, "ARRIVED": _ARRIVED, "GENERATION": _GENERATION, "BODY": _BODY, "PARKED": _PARKED,
-        "MUTEX": _MUTEX, "CONDITION": _CONDITION, "TURN": _TURN,
-        "ARENA": _BODY + 8, "TABLE": _BODY + 16, "THREADS": _THREADS,
+        "MUTEX": _MUTEX, "CONDITION": _CONDITION, "TURN": _TURN, "ARENA": _BODY + 8, "TABLE": _BODY + 16,
+        "THREADS": _THREADS, "PARTS": _PARTS,
+    }  # fmt: skip
+    numbers = {
+        "SPINS": SPINS, "BARRIER_SPINS": BARRIER_SPINS, "CLOCK": time.CLOCK_MONOTONIC, "TRIALS": TRIALS,
+        "TRIALS_TOGETHER": TRIALS_TOGETHER, "WINDOW_TOGETHER": WINDOW_TOGETHER, "WINDOW_ALONE": WINDOW_ALONE,
     }  # fmt: skip
     text = _POOL.replace("PAUSE", pause).replace("DECLARED", declared)
     for name, offset in places.items():
-        text = text.replace(f"${name}$", f"inttoptr (i64 {address + offset} to ptr)")
-    numbers = {
-        "SPINS": SPINS, "BARRIER_SPINS": BARRIER_SPINS, "N": threads, "CLOCK": time.CLOCK_MONOTONIC,
-        "TRIALS": TRIALS, "TRIALS_TOGETHER": TRIALS_TOGETHER,
-        "WINDOW_TOGETHER": WINDOW_TOGETHER, "WINDOW_ALONE": WINDOW_ALONE,
-    }  # fmt: skip
+        text = text.replace(f"${name}$", f"getelementptr (i8, ptr @{POOL}, i64 {offset})")
     for name, number in numbers.items():
         text = text.replace(f"${name}$", str(number))
-    return text
+    return f"@{POOL} = global [{_POOL_BYTES} x i8] zeroinitializer, align 128\n{text}"
 
 
 # run: does the job with all threads or alone, and returns into how many parts it is cut. Cores may lie so far from each
@@ -232,6 +207,7 @@ go:
   %trial_alone = icmp sge i64 %run, $TRIALS_TOGETHER$
   %alone = select i1 %trial, i1 %trial_alone, i1 %chosen_alone
   %threads = load i64, ptr $THREADS$, align 8
+  %parts = load i64, ptr $PARTS$, align 8
   %few = icmp sle i64 %threads, 1
   %single = or i1 %alone, %few
   br i1 %trial, label %clock, label %begin
@@ -245,7 +221,7 @@ try:
   %busy = icmp ne i32 %taken, 0
   br i1 %busy, label %by_one, label %publish
 by_one:
-  call void %body(ptr %arena, ptr %table, i64 0, i64 1, i64 $N$)
+  call void %body(ptr %arena, ptr %table, i64 0, i64 1, i64 %parts)
   br label %done
 publish:
   store ptr %body, ptr $BODY$, align 8
@@ -261,8 +237,8 @@ wake:
   call i32 @pthread_mutex_unlock(ptr $MUTEX$)
   br label %work
 work:
-  call void %body(ptr %arena, ptr %table, i64 0, i64 $N$, i64 $N$)
-  call void @staticgrad_barrier(i64 $N$)
+  call void %body(ptr %arena, ptr %table, i64 0, i64 %parts, i64 %parts)
+  call void @staticgrad_barrier(i64 %parts)
   call i32 @pthread_mutex_unlock(ptr $TURN$)
   br label %done
 done:
@@ -286,7 +262,7 @@ count:
   store atomic i64 %new, ptr %best monotonic, align 8
   br label %exit
 exit:
-  ret i64 $N$
+  ret i64 %parts
 }
 
 define void @staticgrad_pool_worker(i64 %thread) {
@@ -327,8 +303,9 @@ job:
   %body = load ptr, ptr $BODY$, align 8
   %arena = load ptr, ptr $ARENA$, align 8
   %table = load ptr, ptr $TABLE$, align 8
-  call void %body(ptr %arena, ptr %table, i64 %thread, i64 $N$, i64 $N$)
-  call void @staticgrad_barrier(i64 $N$)
+  %parts = load i64, ptr $PARTS$, align 8
+  call void %body(ptr %arena, ptr %table, i64 %thread, i64 %parts, i64 %parts)
+  call void @staticgrad_barrier(i64 %parts)
   br label %idle
 }
 """

@@ -12,12 +12,19 @@ from importlib import metadata
 import numpy as np
 import pytest
 
-from staticgrad.kernels.cpu import native
+from staticgrad.kernels.cpu import host, llvm, machine_code, native
+from staticgrad.kernels.cpu.machine_code import UnsupportedObjectError
 from staticgrad.kernels.cpu.steps import Arena, Argument, Fill, Gemm, KernelCall
 
 FLOAT = np.dtype(np.float32)
 
-ADD_IR = native.optimise(
+
+def optimised_text(text, symbol):
+    with llvm.llvm_lock() as binding:
+        return llvm.optimised(binding, binding.parse_assembly(text), symbol)
+
+
+ADD_IR = optimised_text(
     """
 define void @add(ptr noalias %a, ptr noalias %b, ptr noalias %out) {
 entry:
@@ -143,28 +150,45 @@ def test_many_programs_live_side_by_side():
 
 
 def test_code_is_freed_with_its_step(monkeypatch):
-    closed = []
-    make = native._engine
-
-    def watched(llvm, objects):
-        engine = make(llvm, objects)
-        close = engine.close
-        monkeypatch.setattr(engine, "close", lambda: (closed.append(engine), close()))
-        return engine
-
-    monkeypatch.setattr(native, "_engine", watched)
-    step = native.load(native.build({}, []))
-    assert closed == []
+    freed = []
+    release = machine_code._release
+    monkeypatch.setattr(machine_code, "_release", lambda start, size: (freed.append(size), release(start, size)))
+    step = native.load(native.build({"add": ADD_IR}, [ADD_STEP]))
+    assert freed == []
     del step
-    assert len(closed) == 1
+    assert len(freed) == 1
 
 
-def test_freeing_does_not_wait_for_another_thread():
+@pytest.fixture
+def through_llvm(monkeypatch):
+    """Programs are loaded as on a platform whose object files we do not link ourselves."""
+
+    def refuse(objects, resolve):
+        raise UnsupportedObjectError("for a test")
+
+    monkeypatch.setattr(machine_code, "_link", refuse)
+
+
+def test_llvm_loads_what_we_do_not_link(through_llvm):
+    arena, other, out = np.arange(16, dtype=FLOAT), np.full(16, 2, FLOAT), np.zeros(32, FLOAT)
+    step = native.load(native.build({"add": ADD_IR}, [ADD_STEP]))
+    call(step, arena, other, out)
+    np.testing.assert_array_equal(out[16:], arena + 2)
+    a, b, c = np.eye(2, dtype=FLOAT), np.full((2, 2), 3, FLOAT), np.zeros((2, 2), FLOAT)
+    gemm = Gemm("float32", 2, 2, 2, False, False, Argument(0), Argument(1), Arena(0), 2, 2, 2)
+    call(native.load(native.build({}, [gemm])), c, a, b)
+    np.testing.assert_array_equal(c, b)
+    shared = native.load(native.build({}, [gemm], parallel=True))
+    call(shared, c, a, a)
+    np.testing.assert_array_equal(c, a)
+
+
+def test_freeing_llvm_code_does_not_wait_for_another_thread(through_llvm):
     step = native.load(native.build({}, []))
     inside, leave = threading.Event(), threading.Event()
 
     def work():
-        with native.llvm_lock():
+        with llvm.llvm_lock():
             inside.set()
             leave.wait(10)
 
@@ -172,11 +196,58 @@ def test_freeing_does_not_wait_for_another_thread():
     thread.start()
     assert inside.wait(10)
     del step
-    assert len(native._discarded) == 1
+    assert len(llvm._discarded) == 1
     leave.set()
     thread.join()
     native.build({}, [])
-    assert native._discarded == []
+    assert llvm._discarded == []
+
+
+def test_constants_and_jumps_far_away_are_found():
+    """Both a table of constants and a function of the C library, which lies further off than a call reaches."""
+    text = """
+@numbers = private constant [4 x float] [float 1.0, float 2.0, float 3.0, float 4.0]
+@count = internal global i64 40
+declare float @fmodf(float, float)
+define void @far(ptr %p) {
+  %old = load i64, ptr @count
+  %new = add i64 %old, 2
+  store i64 %new, ptr @count
+  %at = getelementptr float, ptr @numbers, i64 3
+  %x = load volatile float, ptr %at
+  %r = call float @fmodf(float %x, float 3.0)
+  %n = sitofp i64 %new to float
+  %sum = fadd float %r, %n
+  store float %sum, ptr %p
+  ret void
+}"""
+    step = native.load(native.build({"far": text}, [KernelCall("far", (Arena(0),))]))
+    out = np.zeros(1, FLOAT)
+    for expected in (43, 45):
+        call(step, out)
+        assert out[0] == expected
+
+
+@pytest.mark.parametrize("damage", [lambda c: b"\x7fELF" + c[4:18] + b"\x03" + c[19:], lambda c: b"MZ" + c[2:]])
+def test_another_kind_of_object_file_is_not_linked(damage):
+    with llvm.llvm_lock() as binding:
+        code = llvm.machine(0).emit_object(binding.parse_assembly("define void @f() {\n  ret void\n}"))
+    machine_code._link([code], lambda name: 0)
+    with pytest.raises(UnsupportedObjectError):
+        machine_code._link([damage(code)], lambda name: 0)
+
+
+def test_loading_a_program_loads_no_llvm(tmp_path):
+    (tmp_path / "program").write_bytes(native.build({"add": ADD_IR}, [ADD_STEP], parallel=True))
+    code = f"""
+import sys
+from pathlib import Path
+from staticgrad.kernels.cpu import native
+native.load((Path({str(tmp_path)!r}) / "program").read_bytes())
+print(any(name.startswith(("llvmlite", "numba")) for name in sys.modules))
+"""
+    expected = "False" if sys.platform == "linux" and os.uname().machine == "x86_64" else "True"
+    assert python(code).strip() == expected
 
 
 def test_programs_with_equal_names_do_not_mix():
@@ -192,13 +263,13 @@ def test_programs_with_equal_names_do_not_mix():
 
 
 def test_keys_name_what_code_depends_on():
-    key = native.toolchain_key()
-    assert key.startswith(native.host_key())
+    key = host.toolchain_key()
+    assert key.startswith(host.host_key())
     for name in ("numba", "numpy", "llvmlite"):
         assert f"/{name}-{metadata.version(name)}/" in key
-    for name in ("python-", "llvm-", "source-"):
+    for name in ("python-", "source-"):
         assert f"/{name}" in key
-    assert python("from staticgrad.kernels.cpu import native; print(native.toolchain_key())").strip() == key
+    assert python("from staticgrad.kernels.cpu import host; print(host.toolchain_key())").strip() == key
 
 
 def test_threads_may_build_load_and_call_at_once():

@@ -14,6 +14,7 @@ from numba.extending import register_jitable
 
 from staticgrad.kernels.cache import DiskCache, content_key
 from staticgrad.kernels.cpu import native
+from staticgrad.kernels.cpu.host import toolchain_key
 from staticgrad.kernels.cpu.numba_bridge import compile_count, kernel_ir
 from staticgrad.kernels.cpu.steps import Arena, Argument, KernelCall
 
@@ -251,7 +252,7 @@ def test_compilations_are_counted():
 
 def test_a_second_process_builds_from_the_cache_without_numba(tmp_path):
     cache = DiskCache(tmp_path / "cache")
-    key = content_key("affine", native.toolchain_key())
+    key = content_key("affine", toolchain_key())
     assert cache.put("kernel", key, kernel_ir(affine, [np.dtype(np.float32)] * 3, "affine").encode())
     step = KernelCall("affine", (Arena(0), Arena(256), Arena(512)))
     code = f"""

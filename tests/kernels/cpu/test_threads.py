@@ -1,6 +1,5 @@
 """Several threads run one step: each its part, nobody too early, and a fork or a second caller does no harm."""
 
-import ctypes
 import os
 import subprocess
 import sys
@@ -229,7 +228,3 @@ def test_an_index_out_of_range_is_found_by_any_thread(always_shared):
             look_up(table, rows)
         rows[place] = 9
         np.testing.assert_array_equal(look_up(table, rows).numpy(), 2 * np.eye(10)[rows])
-
-
-def test_the_pool_is_memory_of_this_process():
-    assert isinstance(threads._pool, ctypes.Array)

@@ -1,0 +1,71 @@
+"""From a graph to what a program is made of: fuse, schedule, plan, lower, compile the kernels, link."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from staticgrad.graph.fusion import fuse
+from staticgrad.graph.lifetimes import last_check
+from staticgrad.graph.node import Graph
+from staticgrad.graph.plan import Plan, make_plan
+from staticgrad.graph.schedule import order
+from staticgrad.graph.serialize import canonical_order
+from staticgrad.graph.timeline import stage
+from staticgrad.kernels.cache import DiskCache, content_key
+from staticgrad.kernels.cpu import native
+from staticgrad.kernels.cpu.host import host_key, toolchain_key
+from staticgrad.kernels.cpu.kernel import Kernel, kernel_llvm
+from staticgrad.kernels.cpu.lower import lower
+
+_kernel_code: dict[str, str] = {}  # IR of kernels compiled or loaded by this process, by symbol
+_kernel_lock = threading.Lock()
+
+
+def compiled(graph: Graph, *, reuse: bool, poison: bool, cache: DiskCache | None) -> tuple[dict[str, Any], bytes, Plan]:
+    """What a program knows of itself, its native code for `native.load`, and its plan; arguments as `compile_graph`."""
+    with stage("fuse"):
+        groups = fuse(graph)
+    with stage("schedule"):
+        groups = order(graph, groups)
+    with stage("plan"):
+        plan = make_plan(graph, groups, reuse=reuse)
+    with stage("lower"):
+        lowered = lower(graph, plan, poison=poison)
+    with stage("kernels"):
+        kernels = {symbol: code_of(kernel, cache) for symbol, kernel in lowered.kernels.items()}
+    with stage("link"):
+        code = native.build(kernels, lowered.steps, parallel=lowered.parallel)
+    numbers = {node: number for number, node in enumerate(canonical_order(graph))}
+    facts = {
+        "arena": plan.peak_bytes,
+        "own": lowered.own_bytes,
+        "reuse": reuse,
+        "constants": [numbers[node] for node in plan.constants],
+        "early": _early_outputs(graph, plan),
+        "errors": [numbers[node] for node in lowered.errors],
+        "sources": {symbol: kernel.source for symbol, kernel in lowered.kernels.items()},
+        "kernels": [call.symbol for call in native.kernel_calls(lowered.steps)],
+    }
+    return facts, code, plan
+
+
+def code_of(kernel: Kernel, cache: DiskCache | None) -> str:
+    """The IR of a kernel: from this process, from the disk, or compiled."""
+    symbol = kernel.symbol
+    with _kernel_lock:
+        if symbol not in _kernel_code:
+            key = content_key(symbol, host_key(), toolchain_key())
+            found = cache.get("kernel", key) if cache is not None else None
+            if found is None:
+                found = kernel_llvm(kernel).encode()
+                if cache is not None:
+                    cache.put("kernel", key, found)
+            _kernel_code[symbol] = found.decode()
+        return _kernel_code[symbol]
+
+
+def _early_outputs(graph: Graph, plan: Plan) -> list[int]:
+    """The outputs that are written while a check of indices may still end the run."""
+    written = {node for group in plan.groups[: last_check(plan.groups) + 1] for node in group.writes}
+    return [index for index, node in enumerate(graph.outputs) if node in written]

@@ -1,0 +1,39 @@
+"""The table of pointers that a program gets: one for each buffer that its plan does not own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from staticgrad.graph.lifetimes import Place
+from staticgrad.kernels.cpu.steps import Address, Arena, Argument
+
+STATUS_BYTES = 64  # between the status blocks of two threads
+ERROR_WORDS = 3  # status block: error code (1 + position in the error table; 0 is none), offending value, extent
+
+
+@dataclass(frozen=True)
+class Table:
+    """Which entry of the pointer table is what: status, inputs, outputs, constants, error codes, in this order."""
+
+    inputs: int
+    outputs: int
+    constants: int
+
+    @property
+    def size(self) -> int:
+        return 2 + self.inputs + self.outputs + self.constants
+
+    @property
+    def error_codes(self) -> int:
+        return self.size - 1
+
+    def entry(self, place: Place) -> int:
+        """The position of an input, an output or a constant among the program's pointers."""
+        before = {"input": 1, "output": 1 + self.inputs, "constant": 1 + self.inputs + self.outputs}
+        return before[place.space] + place.index
+
+    def address(self, place: Place, offset: int = 0) -> Address:
+        """Where a kernel finds the bytes at `offset` from the place."""
+        if place.space == "arena":
+            return Arena(place.offset + offset)
+        return Argument(self.entry(place), place.offset + offset)
