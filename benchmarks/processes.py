@@ -113,7 +113,6 @@ class Child:
             )
         found: dict[str, Any] = json.loads(line)
         if "error" in found:
-            print(found["traceback"], file=sys.stderr) if os.environ.get("BENCHMARK_TRACEBACKS") else None
             raise EngineError(found["error"], found["missing"])
         return found
 

@@ -2,7 +2,8 @@
 
     python -m benchmarks.readme
 
-The text between `<!-- results -->` and `<!-- /results -->` is made here and nowhere else.
+The text between `<!-- results -->` and `<!-- /results -->` is made here and nowhere else; so are the table between
+`<!-- speed -->` and `<!-- /speed -->` and its picture, once there is a results/speed.json.
 """
 
 from __future__ import annotations
@@ -13,10 +14,15 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from benchmarks import report
+
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 RESULTS = Path(__file__).parent / "results"
+SPEED = RESULTS / "speed.json"
+PICTURE = ROOT / "docs" / "images" / "speed.png"
 _PLACE = re.compile(r"(<!-- results -->\n).*?(<!-- /results -->)", re.DOTALL)
+_SPEED_PLACE = re.compile(r"(<!-- speed -->\n).*?(<!-- /speed -->)", re.DOTALL)
 
 
 def _read(name: str) -> Any:
@@ -73,16 +79,32 @@ def _speedup(times: Any) -> float:
     return float(times["dynamic"][1] / times["static"][1])
 
 
+def speed() -> str | None:
+    """The table of `python -m benchmarks` and a link to its picture; None without results."""
+    if not SPEED.exists():
+        return None
+    picture = PICTURE.relative_to(ROOT).as_posix()
+    return f"{report.markdown(json.loads(SPEED.read_text()))}\n![Step times over the best peer's]({picture})\n"
+
+
 def filled(text: str) -> str:
-    """`text` with its figures."""
+    """`text` with its figures; the part on speed stays as it is where that was not measured."""
     lines = ["| what | figure |", "| --- | --- |", *(f"| {what} | {figure} |" for what, figure in rows())]
     table = "\n".join(lines) + "\n"
-    return _PLACE.sub(lambda match: match[1] + table + match[2], text)
+    text = _PLACE.sub(lambda match: match[1] + table + match[2], text)
+    block = speed()
+    return text if block is None else _SPEED_PLACE.sub(lambda match: match[1] + block + match[2], text)
 
 
 def main() -> None:
-    """Write README.md."""
+    """Write README.md and the picture of its part on speed."""
     README.write_text(filled(README.read_text(encoding="utf-8")), encoding="utf-8")
+    if SPEED.exists():
+        report.plot(json.loads(SPEED.read_text()), PICTURE)
+    else:
+        print(
+            f"readme: there is no {SPEED.relative_to(ROOT)}: the table of speed stays; run python -m benchmarks first"
+        )
 
 
 if __name__ == "__main__":

@@ -191,7 +191,9 @@ def plot(results: Found, path: Path) -> None:
     axes.set_xscale("log")
     axes.set_xlabel(f"step over the best peer's (time below each name), {results['threads']} threads; dots: the bar")
     handles = [pyplot.Rectangle((0, 0), 1, 1, color=COLOURS[name]) for name in names]
-    axes.legend(handles, names, fontsize=7, loc="lower right")
+    axes.legend(
+        handles, names, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(names), frameon=False
+    )
     axes.spines[["top", "right"]].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150, bbox_inches="tight")
