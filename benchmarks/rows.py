@@ -50,7 +50,7 @@ class Row:
     @property
     def optimizes(self) -> bool:
         """Whether a step ends with an update by Adam."""
-        return self.kind in ("mlp", "layernorm_mlp", "embedding_bag")
+        return self.kind in ("mlp", "chain", "layernorm_mlp", "embedding_bag")
 
     def arrays(self) -> Arrays:
         """The data (`x`, `y`, ...) and, with dotted names, the initial weights."""
@@ -77,7 +77,7 @@ ROWS = {
         Row(
             "deep_chain",
             "chain",
-            "3,000 ops, tanh(x * a + b) in turn, on 64 elements",
+            "3,000 ops forward, tanh(x * scale + shift) in turn, on 64 elements",
             {"rounds": 1000, "elements": 64},
             0.5,
         ),
@@ -162,8 +162,9 @@ def _chain_arrays(sizes: dict[str, Any], random: np.random.Generator) -> Arrays:
     elements = sizes["elements"]
     return {
         "x": _normal(random, elements),
-        "a": random.uniform(0.9, 1.2, elements).astype(np.float32),
-        "b": random.uniform(-0.1, 0.1, elements).astype(np.float32),
+        "y": _normal(random, elements),
+        "chain.scale": random.uniform(0.9, 1.2, elements).astype(np.float32),
+        "chain.shift": random.uniform(-0.1, 0.1, elements).astype(np.float32),
     }
 
 
@@ -237,7 +238,10 @@ _COSTS: dict[str, Callable[[dict[str, Any]], tuple[float, float]]] = {
         len(TRANSCENDENTALS) * (TRANSCENDENTAL + 1) * sizes["elements"],
         2 * FLOAT * sizes["elements"],
     ),
-    "chain": lambda sizes: (sizes["rounds"] * sizes["elements"] * (2 + TRANSCENDENTAL), 4 * FLOAT * sizes["elements"]),
+    "chain": lambda sizes: (
+        sizes["rounds"] * sizes["elements"] * (2 + TRANSCENDENTAL + 8),
+        2 * ADAM_BYTES * sizes["elements"],
+    ),
     "softmax_ce": lambda sizes: (
         sizes["batch"] * sizes["classes"] * (TRANSCENDENTAL + 5),
         2 * FLOAT * sizes["batch"] * sizes["classes"],

@@ -46,12 +46,7 @@ def _functions(row: Row) -> dict[str, Callable[..., Any]]:
             total = value if total is None else total + value
         return total
 
-    def chain(x: Any, a: Any, b: Any) -> Any:
-        for _ in range(row.sizes["rounds"]):
-            x = torch.tanh(x * a + b)
-        return x
-
-    return {"overhead": lambda x: x + 1, "elementwise": elementwise, "chain": chain}
+    return {"overhead": lambda x: x + 1, "elementwise": elementwise}
 
 
 def _softmax(x: Any, y: Any, compiled: bool) -> Step:
@@ -64,6 +59,18 @@ def _softmax(x: Any, y: Any, compiled: bool) -> Step:
         return loss.detach(), gradient
 
     return Step(run, lambda: None)
+
+
+class _Chain(nn.Module):
+    def __init__(self, elements: int, rounds: int) -> None:
+        super().__init__()
+        self.scale, self.shift = (nn.Parameter(torch.zeros(elements)) for _ in range(2))
+        self.rounds = rounds
+
+    def forward(self, x: Any) -> Any:
+        for _ in range(self.rounds):
+            x = torch.tanh(x * self.scale + self.shift)
+        return x
 
 
 class _Block(nn.Module):
@@ -94,6 +101,9 @@ def _model(row: Row, arrays: Arrays) -> tuple[nn.Module, Callable[[Any, Any], An
             layers += [nn.Linear(fan_in, fan_out), _ACTIVATIONS[row.activation]()]
         names = {name: f"{2 * int(name.split('.')[0])}.{name.split('.')[1]}" for name in weights}
         return nn.Sequential(*layers[:-1]), nn.functional.cross_entropy, names
+    if row.kind == "chain":
+        chain = _Chain(row.sizes["elements"], row.sizes["rounds"])
+        return chain, nn.functional.mse_loss, {name: name.split(".")[1] for name in weights}
     same = {name: name for name in weights}
     if row.kind == "layernorm_mlp":
         blocks = [_Block(row.sizes["width"], row.sizes["hidden"]) for _ in range(row.sizes["blocks"])]
