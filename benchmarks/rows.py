@@ -50,7 +50,7 @@ class Row:
     @property
     def optimizes(self) -> bool:
         """Whether a step ends with an update by Adam."""
-        return self.kind in ("mlp", "chain", "layernorm_mlp", "embedding_bag")
+        return self.kind in ("mlp", "layernorm_mlp", "embedding_bag")
 
     def arrays(self) -> Arrays:
         """The data (`x`, `y`, ...) and, with dotted names, the initial weights."""
@@ -77,7 +77,7 @@ ROWS = {
         Row(
             "deep_chain",
             "chain",
-            "3,000 ops forward, tanh(x * scale + shift) in turn, on 64 elements",
+            "loss and gradient through 3,000 ops, tanh(x * a + b) in turn, on 64 elements",
             {"rounds": 1000, "elements": 64},
             0.5,
         ),
@@ -162,9 +162,8 @@ def _chain_arrays(sizes: dict[str, Any], random: np.random.Generator) -> Arrays:
     elements = sizes["elements"]
     return {
         "x": _normal(random, elements),
-        "y": _normal(random, elements),
-        "chain.scale": random.uniform(0.9, 1.2, elements).astype(np.float32),
-        "chain.shift": random.uniform(-0.1, 0.1, elements).astype(np.float32),
+        "a": random.uniform(0.9, 1.2, elements).astype(np.float32),
+        "b": random.uniform(-0.1, 0.1, elements).astype(np.float32),
     }
 
 
@@ -239,8 +238,8 @@ _COSTS: dict[str, Callable[[dict[str, Any]], tuple[float, float]]] = {
         2 * FLOAT * sizes["elements"],
     ),
     "chain": lambda sizes: (
-        sizes["rounds"] * sizes["elements"] * (2 + TRANSCENDENTAL + 8),
-        2 * ADAM_BYTES * sizes["elements"],
+        sizes["rounds"] * sizes["elements"] * (2 + TRANSCENDENTAL + 4),
+        4 * FLOAT * sizes["elements"],
     ),
     "softmax_ce": lambda sizes: (
         sizes["batch"] * sizes["classes"] * (TRANSCENDENTAL + 5),

@@ -39,23 +39,17 @@ def _functions(row: Row) -> dict[str, Callable[..., Any]]:
             total = value if total is None else total + value
         return total
 
+    def chain(x: Any, a: Any, b: Any) -> Any:
+        for _ in range(row.sizes["rounds"]):
+            x = sg.tanh(x * a + b)
+        return sg.mean(x * x)
+
     return {
         "overhead": lambda x: x + 1,
         "elementwise": elementwise,
+        "chain": sg.value_and_grad(chain),
         "softmax_ce": sg.value_and_grad(nn.functional.cross_entropy),
     }
-
-
-class _Chain(nn.Module):
-    def __init__(self, elements: int, rounds: int) -> None:
-        super().__init__()
-        self.scale, self.shift = (nn.Parameter(sg.zeros(elements)) for _ in range(2))
-        self.rounds = rounds
-
-    def forward(self, x: Any) -> Any:
-        for _ in range(self.rounds):
-            x = sg.tanh(x * self.scale + self.shift)
-        return x
 
 
 class _Block(nn.Module):
@@ -85,9 +79,6 @@ def _model(row: Row, arrays: Arrays) -> tuple[nn.Module, Callable[[Any, Any], An
             layers += [nn.Linear(fan_in, fan_out), _ACTIVATIONS[row.activation]()]
         names = {name: f"{2 * int(name.split('.')[0])}.{name.split('.')[1]}" for name in weights}
         return nn.Sequential(*layers[:-1]), nn.functional.cross_entropy, names
-    if row.kind == "chain":
-        chain = _Chain(row.sizes["elements"], row.sizes["rounds"])
-        return chain, nn.functional.mse_loss, {name: name.split(".")[1] for name in weights}
     same = {name: name for name in weights}
     if row.kind == "layernorm_mlp":
         blocks = [_Block(row.sizes["width"], row.sizes["hidden"]) for _ in range(row.sizes["blocks"])]

@@ -29,7 +29,9 @@ def build(row: Row, arrays: Arrays, variant: str, compiled: bool = False) -> Ste
         return _training(row, arrays, data, variant, compiled)
     arguments = tuple(data.values())
     if row.kind == "softmax_ce":
-        return _softmax(*arguments, compiled=compiled)
+        return _with_gradient(nn.functional.cross_entropy, *arguments, compiled=compiled)
+    if row.kind == "chain":
+        return _with_gradient(partial(_chain, row.sizes["rounds"]), *arguments, compiled=compiled)
     function = _compiled(_functions(row)[row.kind], compiled)  # nothing here asks for gradients
     return Step(partial(function, *arguments), lambda: None)
 
@@ -49,28 +51,22 @@ def _functions(row: Row) -> dict[str, Callable[..., Any]]:
     return {"overhead": lambda x: x + 1, "elementwise": elementwise}
 
 
-def _softmax(x: Any, y: Any, compiled: bool) -> Step:
-    loss_of = _compiled(nn.functional.cross_entropy, compiled)
-    logits = x.clone().requires_grad_()
+def _chain(rounds: int, x: Any, a: Any, b: Any) -> Any:
+    for _ in range(rounds):
+        x = torch.tanh(x * a + b)
+    return (x * x).mean()
+
+
+def _with_gradient(function: Any, x: Any, *others: Any, compiled: bool) -> Step:
+    loss_of = _compiled(function, compiled)
+    leaf = x.clone().requires_grad_()
 
     def run() -> Any:
-        loss = loss_of(logits, y)
-        (gradient,) = torch.autograd.grad(loss, logits)
+        loss = loss_of(leaf, *others)
+        (gradient,) = torch.autograd.grad(loss, leaf)
         return loss.detach(), gradient
 
     return Step(run, lambda: None)
-
-
-class _Chain(nn.Module):
-    def __init__(self, elements: int, rounds: int) -> None:
-        super().__init__()
-        self.scale, self.shift = (nn.Parameter(torch.zeros(elements)) for _ in range(2))
-        self.rounds = rounds
-
-    def forward(self, x: Any) -> Any:
-        for _ in range(self.rounds):
-            x = torch.tanh(x * self.scale + self.shift)
-        return x
 
 
 class _Block(nn.Module):
@@ -101,9 +97,6 @@ def _model(row: Row, arrays: Arrays) -> tuple[nn.Module, Callable[[Any, Any], An
             layers += [nn.Linear(fan_in, fan_out), _ACTIVATIONS[row.activation]()]
         names = {name: f"{2 * int(name.split('.')[0])}.{name.split('.')[1]}" for name in weights}
         return nn.Sequential(*layers[:-1]), nn.functional.cross_entropy, names
-    if row.kind == "chain":
-        chain = _Chain(row.sizes["elements"], row.sizes["rounds"])
-        return chain, nn.functional.mse_loss, {name: name.split(".")[1] for name in weights}
     same = {name: name for name in weights}
     if row.kind == "layernorm_mlp":
         blocks = [_Block(row.sizes["width"], row.sizes["hidden"]) for _ in range(row.sizes["blocks"])]
