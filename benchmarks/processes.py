@@ -41,6 +41,7 @@ def environment(threads: int, caches: Path | None) -> dict[str, str]:
     """Of a child: as many threads for every library, and caches in a folder of its own; None turns off JAX's."""
     variables = {**os.environ, **dict.fromkeys(_COUNTS, str(threads)), "JAX_PLATFORMS": "cpu"}
     variables["XLA_FLAGS"] = f"--xla_cpu_multi_thread_eigen={'true' if threads > 1 else 'false'}"
+    variables.pop("PYTHONDONTWRITEBYTECODE", None)  # installed packages are compiled; so must a checkout be
     variables["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH", ""))))
     if caches is None:
         return variables
