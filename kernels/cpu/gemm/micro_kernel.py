@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from staticgrad.kernels.cpu.gemm.writer import Text
+from staticgrad.kernels.cpu.gemm.writer import ZERO, Text
 
 UNROLL = 2
 
@@ -23,7 +23,7 @@ class Stream:
 def accumulate(text: Text, k: int, a: Stream, b: Stream, rows: int, counts: Sequence[int]) -> list[list[str]]:
     """The sums over k of a tile: `rows` rows of vectors with `counts` elements each."""
     turns = k // UNROLL
-    sums = [["zeroinitializer"] * len(counts) for _ in range(rows)]
+    sums = [[ZERO] * len(counts) for _ in range(rows)]
     if turns == 1:
         turns = 0
     if turns:

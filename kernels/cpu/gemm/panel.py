@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 from staticgrad.kernels.cpu.gemm.product import Product
-from staticgrad.kernels.cpu.gemm.writer import Text
+from staticgrad.kernels.cpu.gemm.writer import ZERO, Text
+
+
+SIDE_BYTES = 32  # of the blocks that are transposed in registers: wider ones are no faster and slow to compile
 
 
 def pack_transposed(text: Text, product: Product, source: str, panel: str, columns: int) -> None:
-    """Write `columns` rows of the stored B, from `source` on, as columns of the panel; what is beyond them is junk.
+    """Write `columns` rows of the stored B, from `source` on, as columns of the panel, and zeros beyond them.
 
-    The panel is k rows of whole vectors. Blocks of lanes x lanes elements are transposed in registers; the last block
-    along k starts early enough to be whole.
+    The panel is k rows of whole vectors. Square blocks are transposed in registers; the last one along k starts early
+    enough to be whole.
     """
-    lanes = text.lanes
-    width = -(-columns // lanes) * lanes
-    whole = columns - columns % lanes
-    if whole:
-        with text.loop("0", str(whole), lanes) as column:
-            start = text.offset(source, text.scaled(column, product.ldb))
-            _strip(text, product, start, text.offset(panel, column), width, lanes)
-    if columns % lanes:
-        start = text.offset(source, whole * product.ldb)
-        _strip(text, product, start, text.offset(panel, whole), width, columns % lanes)
+    width = -(-columns // text.lanes) * text.lanes
+    with text.vectors_of(min(text.lanes, SIDE_BYTES // text.itemsize)):
+        whole = columns - columns % text.lanes
+        if whole:
+            with text.loop("0", str(whole), text.lanes) as column:
+                start = text.offset(source, text.scaled(column, product.ldb))
+                _strip(text, product, start, text.offset(panel, column), width, text.lanes)
+        for column in range(whole, width, text.lanes):
+            start = text.offset(source, column * product.ldb)
+            _strip(text, product, start, text.offset(panel, str(column)), width, max(0, columns - column))
 
 
 def _strip(text: Text, product: Product, source: str, target: str, width: int, valid: int) -> None:
@@ -41,7 +44,7 @@ def _strip(text: Text, product: Product, source: str, target: str, width: int, v
 
 def _block(text: Text, leading: int, source: str, target: str, width: int, valid: int, depth: int) -> None:
     rows = [text.load(text.offset(source, row * leading), depth) for row in range(valid)]
-    rows += ["poison"] * (text.lanes - valid)
+    rows += [ZERO] * (text.lanes - valid)
     for row, value in enumerate(transposed(text, rows)[:depth]):
         text.store(value, text.offset(target, row * width))
 
@@ -55,9 +58,8 @@ def transposed(text: Text, rows: list[str]) -> list[str]:
         upper = [lane + lanes - distance if lane & distance else lane for lane in range(lanes)]
         lower = [lane + lanes if lane & distance else lane + distance for lane in range(lanes)]
         for row in range(lanes):
-            if not row & distance:
-                pair = rows[row], rows[row + distance]
-                if pair != ("poison", "poison"):
-                    rows[row], rows[row + distance] = text.shuffle(*pair, upper), text.shuffle(*pair, lower)
+            pair = rows[row], rows[row ^ distance]
+            if not row & distance and pair != (ZERO, ZERO):
+                rows[row], rows[row + distance] = text.shuffle(*pair, upper), text.shuffle(*pair, lower)
         distance *= 2
     return rows

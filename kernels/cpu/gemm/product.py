@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
+from math import gcd
 
 ITEMSIZE = {"float32": 4, "float64": 8}
 STACK_BYTES = 2**16  # a panel of B up to this size lies on the stack
-_LATENCY = 8  # multiply-adds that must be under way for a CPU with two units of four cycles
-_TILE_COST = 12  # cycles to enter and leave a tile, beside its stores
+_LATENCY = 10  # multiply-adds that must be under way: two units of up to five cycles
+_TILE_COST = 24  # to enter and leave a tile, beside its stores, in multiply-adds
+_TOLERANCE = 1.03
+_CACHE_WAY, _SAFE_WAYS = 4096, 6  # bytes; of eight, or more in CPUs of today
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,41 +81,55 @@ def host() -> Host:
 
 
 def tiling(product: Product, cpu: Host | None = None) -> Tiling:
-    """The tiles that are expected to take least time.
-
-    A turn of the innermost loop takes a cycle for each multiply-add, or half a cycle for each value of A and one for
-    each vector of B, whichever is more.
-    """
+    """The tiles with the least code among those that are expected to take hardly more than the least time."""
     cpu = cpu or host()
     lanes = cpu.vector_bytes // ITEMSIZE[product.dtype]
     columns = -(-product.n // lanes)
-    best: tuple[float, Tiling] | None = None
-    for vectors in range(1, min(4, columns) + 1):
-        for rows in range(1, min(product.m, (cpu.registers - 2 - vectors) // vectors) + 1):
-            if best is not None and (columns % vectors, product.m % rows) == (1, 1) and vectors * rows < _LATENCY:
-                continue
-            found = Tiling(lanes, rows, vectors, packed(product, rows))
-            cost = _cost(product, found, columns)
-            if best is None or cost < best[0]:
-                best = cost, found
-    if best is None:
-        raise ValueError(f"gemm: a generated product has at least one row and column; got {product}; leave it out")
-    return best[1]
+    found = [
+        Tiling(lanes, rows, vectors, product.transpose_b)
+        for vectors in range(1, min(4, columns) + 1)
+        for rows in range(1, min(product.m, _most_rows(product, vectors, cpu)) + 1)
+    ]
+    times = [_time(product, tile, columns) for tile in found]
+    limit = min(times) * _TOLERANCE
+    return min((tile for tile, time in zip(found, times, strict=True) if time <= limit), key=partial(_code, product))
 
 
-def _cost(product: Product, tile: Tiling, columns: int) -> float:
-    total = 0.0
-    for vectors, panels in ((tile.vectors, columns // tile.vectors), (columns % tile.vectors, 1)):
-        for rows, tiles in ((tile.rows, product.m // tile.rows), (product.m % tile.rows, 1)):
-            if vectors and rows:
-                turn = max(rows * vectors, rows / 2 + vectors, _LATENCY)
-                total += panels * tiles * (turn * product.k + rows * vectors * 2 + _TILE_COST)
-    return total
+def _most_rows(product: Product, vectors: int, cpu: Host) -> int:
+    """How many rows a tile may have.
+
+    Its sums lie in registers, with a row of B, half of the next one and a value of A; and rows of A whose distance is
+    a large power of two meet in the same few lines of the first-level cache.
+    """
+    rows = (cpu.registers - 1 - vectors - vectors // 2) // vectors
+    if not product.transpose_a:
+        distance = product.lda * ITEMSIZE[product.dtype]
+        rows = min(rows, _SAFE_WAYS * (_CACHE_WAY // gcd(_CACHE_WAY, distance)))
+    return max(1, rows)
 
 
-def packed(product: Product, rows: int) -> bool:
-    """Whether a panel of B is worth a copy: it must be where B is transposed."""
-    return product.transpose_b
+def _shapes(product: Product, tile: Tiling, columns: int) -> list[tuple[int, int, int]]:
+    """The rows and vectors of each kind of tile, and how many there are of it."""
+    return [
+        (rows, vectors, tiles * panels)
+        for vectors, panels in ((tile.vectors, columns // tile.vectors), (columns % tile.vectors, 1))
+        for rows, tiles in ((tile.rows, product.m // tile.rows), (product.m % tile.rows, 1))
+        if rows and vectors and tiles and panels
+    ]
+
+
+def _time(product: Product, tile: Tiling, columns: int) -> float:
+    """A figure for the time, in units of a multiply-add: as many loads take as long."""
+    return sum(
+        count * (product.k * max(rows * vectors, rows + vectors, _LATENCY) + 2 * rows * vectors + _TILE_COST)
+        for rows, vectors, count in _shapes(product, tile, columns)
+    )
+
+
+def _code(product: Product, tile: Tiling) -> int:
+    """A figure for the amount of code."""
+    columns = -(-product.n // tile.lanes)
+    return sum(rows * vectors + 8 for rows, vectors, _ in _shapes(product, tile, columns))
 
 
 def grain(product: Product) -> int:

@@ -6,6 +6,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+ZERO = "zeroinitializer"
 FLOAT = {"float32": "float", "float64": "double"}
 _SUFFIX = {"float32": "f32", "float64": "f64"}
 
@@ -17,12 +18,23 @@ class Text:
         self.dtype = dtype
         self.lanes = lanes
         self.scalar = FLOAT[dtype]
-        self.vector = f"<{lanes} x {self.scalar}>"
         self.itemsize = 4 if dtype == "float32" else 8
         self.lines: list[str] = []
         self.declarations: dict[str, str] = {}
         self.block = "entry"
         self._count = 0
+
+    @property
+    def vector(self) -> str:
+        """The type of a vector."""
+        return f"<{self.lanes} x {self.scalar}>"
+
+    @contextmanager
+    def vectors_of(self, lanes: int) -> Iterator[None]:
+        """Inside, vectors have this many lanes."""
+        before, self.lanes = self.lanes, lanes
+        yield
+        self.lanes = before
 
     # ------------------------------------------------------------ values
 
@@ -98,7 +110,7 @@ class Text:
             self.vector,
             f"ptr, i32, <{self.lanes} x i1>, {self.vector}",
         )
-        arguments = f"ptr {pointer}, i32 {align}, {self._mask(count)}, {self.vector} zeroinitializer"
+        arguments = f"ptr {pointer}, i32 {align}, {self._mask(count)}, {self.vector} {ZERO}"
         return self.value(f"call {self.vector} {function}({arguments})")
 
     def store(self, value: str, pointer: str, count: int | None = None, align: int | None = None) -> None:
