@@ -5,7 +5,7 @@ from __future__ import annotations
 from staticgrad.kernels.cpu.gemm.epilogue import Epilogue, apply
 from staticgrad.kernels.cpu.gemm.micro_kernel import Stream, accumulate
 from staticgrad.kernels.cpu.gemm.panel import pack_transposed
-from staticgrad.kernels.cpu.gemm.product import STACK_BYTES, Product, Tiling, panel_bytes, tiling
+from staticgrad.kernels.cpu.gemm.product import STACK_BYTES, Product, Tiling, check, panel_bytes, tiling
 from staticgrad.kernels.cpu.gemm.writer import Text
 
 
@@ -19,13 +19,12 @@ def gemm_ir(product: Product, symbol: str, epilogue: Epilogue | None = None, til
     memory, element by element; A and B overlap none of them. Ready for code generation: no optimisation is needed.
     Raises ValueError when the product has no elements, or when the epilogue's results do not fit the outputs.
     """
+    check(product)
     return _Kernel(product, symbol, epilogue, tile or tiling(product)).text()
 
 
 class _Kernel:
     def __init__(self, product: Product, symbol: str, epilogue: Epilogue | None, tile: Tiling) -> None:
-        if min(product.m, product.n, product.k, product.batch) < 1:
-            raise ValueError(f"gemm: a generated product has sizes from 1 on; got {product}; clear C instead")
         if epilogue is None and (product.operands or product.outputs):
             raise ValueError(f"gemm: operands and outputs belong to an epilogue; got none with {product}; pass one")
         self.product = product

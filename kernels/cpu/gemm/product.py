@@ -151,3 +151,19 @@ def scratch_bytes(product: Product) -> int:
 def panel_bytes(product: Product, tile: Tiling) -> int:
     """Bytes of a packed panel of B."""
     return product.k * tile.vectors * tile.lanes * ITEMSIZE[product.dtype] if tile.packed else 0
+
+
+def check(product: Product) -> None:
+    """Raise ValueError where a product makes no sense."""
+    if product.dtype not in ITEMSIZE:
+        raise ValueError(f"gemm: a product is of float32 or float64; got {product.dtype}; write another kernel")
+    if min(product.m, product.n, product.k, product.batch) < 1:
+        raise ValueError(f"gemm: a generated product has sizes from 1 on; got {product}; clear C instead")
+    rows = {
+        "lda": (product.lda, product.m if product.transpose_a else product.k),
+        "ldb": (product.ldb, product.k if product.transpose_b else product.n),
+        "ldc": (product.ldc, product.n),
+    }
+    for what, (leading, length) in rows.items():
+        if leading < length:
+            raise ValueError(f"gemm: {what} must reach over a row of {length} elements; got {leading}")
