@@ -1,0 +1,120 @@
+"""Runs functions of scalars, those of the vector maths among them, on whole vectors.
+
+Such a function sees a `Value` whose type is float or double, and so takes its constants and branches for that type.
+What it does with the builder of that value is written down for all lanes at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from staticgrad.kernels.cpu.gemm.writer import Text
+
+Epilogue = Callable[..., Any]
+_ORDERED = {"<": "olt", "<=": "ole", ">": "ogt", ">=": "oge", "==": "oeq", "!=": "one"}
+_UNORDERED = {"<": "ult", "<=": "ule", ">": "ugt", ">=": "uge", "==": "ueq", "!=": "une"}
+_BINARY = {
+    "fadd": "fadd contract",
+    "fsub": "fsub contract",
+    "fmul": "fmul contract",
+    "fdiv": "fdiv",
+    "add": "add",
+    "sub": "sub",
+    "mul": "mul",
+    "and_": "and",
+    "or_": "or",
+    "xor": "xor",
+    "shl": "shl",
+    "ashr": "ashr",
+    "lshr": "lshr",
+}
+
+
+def apply(text: Text, epilogue: Epilogue, value: str, operands: Sequence[str], results: int) -> list[str]:
+    """Write the epilogue for one vector; the names of its results."""
+    from llvmlite import ir
+
+    from staticgrad.kernels.cpu.vector_math.primitives import Value
+
+    kind = ir.FloatType() if text.dtype == "float32" else ir.DoubleType()
+    builder = _Lanes(text)
+    answer = epilogue(*(Value(builder, _Lane(name, kind)) for name in (value, *operands)))
+    answers = answer if isinstance(answer, tuple) else (answer,)
+    if len(answers) != results:
+        raise ValueError(f"gemm: an epilogue answers with one value for each output; got {len(answers)} for {results}")
+    return [builder.code(one.code) for one in answers]
+
+
+class _Lane:
+    """What stands for an LLVM value: the name of a vector, and the type of one lane."""
+
+    __slots__ = ("name", "type")
+
+    def __init__(self, name: str, type: Any) -> None:
+        self.name = name
+        self.type = type
+
+
+class _Lanes:
+    """Takes the calls that an `llvmlite.ir.IRBuilder` takes, and writes vector instructions."""
+
+    def __init__(self, text: Text) -> None:
+        self.text = text
+        self.module = self  # asked for intrinsics only
+
+    def __getattr__(self, name: str) -> Callable[[Any, Any], _Lane]:
+        instruction = _BINARY.get(name)
+        if instruction is None:
+            raise NotImplementedError(f"gemm: an epilogue cannot use the instruction {name!r}; compute it in a kernel")
+
+        def write(left: Any, right: Any) -> _Lane:
+            return self._new(f"{instruction} {self._kind(left.type)} {self.code(left)}, {self.code(right)}", left.type)
+
+        return write
+
+    def code(self, value: Any) -> str:
+        """A value as an operand."""
+        if isinstance(value, _Lane):
+            return value.name
+        return self.text.splat(str(value.type), value.get_reference())
+
+    def fneg(self, value: Any) -> _Lane:
+        return self._new(f"fneg {self._kind(value.type)} {self.code(value)}", value.type)
+
+    def not_(self, value: Any) -> _Lane:
+        ones = self.text.splat(str(value.type), "-1")
+        return self._new(f"xor {self._kind(value.type)} {self.code(value)}, {ones}", value.type)
+
+    def fcmp_ordered(self, operator: str, left: Any, right: Any) -> _Lane:
+        return self._compare(_ORDERED[operator], left, right)
+
+    def fcmp_unordered(self, operator: str, left: Any, right: Any) -> _Lane:
+        return self._compare(_UNORDERED[operator], left, right)
+
+    def select(self, condition: Any, left: Any, right: Any) -> _Lane:
+        kind = self._kind(left.type)
+        chosen = f"{self._kind(condition.type)} {self.code(condition)}"
+        return self._new(f"select {chosen}, {kind} {self.code(left)}, {kind} {self.code(right)}", left.type)
+
+    def bitcast(self, value: Any, kind: Any) -> _Lane:
+        return self._new(f"bitcast {self._kind(value.type)} {self.code(value)} to {self._kind(kind)}", kind)
+
+    def declare_intrinsic(self, name: str, kinds: Any, function_type: Any) -> str:
+        """The name of the intrinsic; it is declared when it is called."""
+        return name
+
+    def call(self, name: str, arguments: Sequence[Any]) -> _Lane:
+        return _Lane(self.text.intrinsic(name, *map(self.code, arguments)), arguments[0].type)
+
+    def _compare(self, predicate: str, left: Any, right: Any) -> _Lane:
+        from llvmlite import ir
+
+        compared = f"fcmp {predicate} {self._kind(left.type)} {self.code(left)}, {self.code(right)}"
+        return self._new(compared, ir.IntType(1))
+
+    def _kind(self, kind: Any) -> str:
+        return f"<{self.text.lanes} x {kind}>"
+
+    def _new(self, expression: str, kind: Any) -> _Lane:
+        return _Lane(self.text.value(expression), kind)
