@@ -1,7 +1,8 @@
-"""Lowers matmul to calls of BLAS: transposes become flags, strided operands are read where they lie."""
+"""Lowers matmul to products as BLAS knows them: transposes become flags, strided operands are read where they lie."""
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Callable, Sequence
 
@@ -10,8 +11,10 @@ from staticgrad.graph.matrix_layout import MatrixLayout, matrix_layout
 from staticgrad.graph.members import Members
 from staticgrad.graph.node import Node, Shape
 from staticgrad.graph.views import Strided, broadcast_strides, own_storage
+from staticgrad.kernels.cpu.gemm import Product
 from staticgrad.kernels.cpu.steps import Address, Fill, Gemm, Work
 
+SMALLEST = 512  # multiplications: below, calling BLAS takes longer than the product, and timing it longer still
 AddressOf = Callable[[Node, int], Address]
 
 
@@ -34,6 +37,21 @@ def lower_matmul(node: Node, members: Members, address: AddressOf) -> list[Work]
         starts = [view.offset + offset for view, offset in zip((x, y, out), offsets, strict=True)]
         steps.append(_gemm(node, (x, y), starts, count, inner, address))
     return steps
+
+
+def product_of(step: Gemm) -> Product | None:
+    """What a kernel made for this product computes; None for products with vectors and numbers."""
+    if min(step.m, step.n) < 2 or step.k < 1 or step.batch < 1 or step.m * step.n * step.k < SMALLEST:
+        return None
+    return Product(
+        step.dtype, step.m, step.n, step.k, step.transpose_a, step.transpose_b, step.lda, step.ldb, step.ldc,
+        step.alpha, step.beta, step.batch, step.stride_a, step.stride_b, step.stride_c,
+    )  # fmt: skip
+
+
+def symbol_of(product: Product) -> str:
+    """The name of the kernel of a product."""
+    return "product_" + hashlib.sha256(repr(product).encode()).hexdigest()[:16]
 
 
 def _operand(operand: Node, members: Members) -> Strided:

@@ -12,9 +12,12 @@ from staticgrad.graph.members import Members
 from staticgrad.graph.node import Graph, Node
 from staticgrad.graph.plan import ALIGNMENT, Place, Plan
 from staticgrad.graph.structure import Structure
-from staticgrad.kernels.cpu.contraction import lower_matmul
+from staticgrad.kernels.cache import DiskCache
+from staticgrad.kernels.cpu.contraction import lower_matmul, product_of, symbol_of
 from staticgrad.kernels.cpu.costs import BYTE, call_cost, fused_cost, product_cost
 from staticgrad.kernels.cpu.fused import generate, turns
+from staticgrad.kernels.cpu.gemm import Product, extent, grain, scratch_bytes
+from staticgrad.kernels.cpu.gemm_choice import own_is_faster
 from staticgrad.kernels.cpu.kernel import Call, Kernel, Operand
 from staticgrad.kernels.cpu.phases import PARALLEL_FROM, SHARE_FROM, Range, Task, on_one_thread, on_threads
 from staticgrad.kernels.cpu.steps import Address, Arena, Argument, Check, Copy, Fill, Gemm, KernelCall, Step, Work
@@ -28,32 +31,38 @@ NOWHERE = Arena(0)  # the address of a value without elements
 
 @dataclass
 class Lowered:
-    """What runs: kernels by symbol, steps in order, and the nodes that may report an error, by error code.
+    """What runs: kernels and generated matrix products by symbol, the steps, and the nodes that may report an error.
 
-    `parallel` says whether the steps are for all threads; each of them needs `own_bytes` of memory behind the arena.
+    An error code is the position of its node, from 1. `parallel` says whether the steps are for all threads; each of
+    them needs `own_bytes` of memory behind the arena.
     """
 
     kernels: dict[str, Kernel] = field(default_factory=dict)
+    products: dict[str, Product] = field(default_factory=dict)
     steps: list[Step] = field(default_factory=list)
     errors: list[Node] = field(default_factory=list)
     parallel: bool = False
     own_bytes: int = 0
 
 
-def lower(graph: Graph, plan: Plan, *, poison: bool = False, stamp: str = "") -> Lowered:
+def lower(
+    graph: Graph, plan: Plan, *, poison: bool = False, stamp: str = "", cache: DiskCache | None = None
+) -> Lowered:
     """The kernels and steps that run `plan`.
 
     Args:
         poison: fill the arena with NaN before the run, and each slot again when nobody needs it any more.
         stamp: a kernel that writes 16 bytes, to be called twice at first, then after each group and at the end, with
             places in a table entry that follows all others.
+        cache: where it is kept which matrix products BLAS computes.
     """
-    return _Lowering(graph, plan).run(poison, stamp)
+    return _Lowering(graph, plan, cache).run(poison, stamp)
 
 
 class _Lowering:
-    def __init__(self, graph: Graph, plan: Plan) -> None:
+    def __init__(self, graph: Graph, plan: Plan, cache: DiskCache | None) -> None:
         self.plan = plan
+        self.cache = cache
         self.table = Table(len(graph.inputs), len(graph.outputs), len(plan.constants))
         self.members = Members()
         self.lowered = Lowered()
@@ -133,7 +142,12 @@ class _Lowering:
             found = lower_matmul(group.nodes[0], self.members, self._element)
             for step in found:
                 share = step.multiplications if isinstance(step, Gemm) else 0
-                self._add(step, reads, writes, product_cost(share))
+                own = self._generated(step) if isinstance(step, Gemm) else None
+                if own is None:
+                    self._add(step, reads, writes, product_cost(share))
+                else:
+                    scratch_range = [Range("own", 0, 1)] if len(own.addresses) > 3 else []
+                    self._add(own, reads, [*writes, *scratch_range], product_cost(share))
         elif _has_work(group):
             call = self._fused(group) if group.kind == "fused" else lower_call(group.nodes[0], self.members)
             scratch = self.plan.scratch.get(group)
@@ -145,6 +159,20 @@ class _Lowering:
             self._add(self._call(call, call, scratch), reads, writes, cost)
             for join in call.joins:
                 self._add(self._call(join, call, scratch, joins=True), reads, writes)
+
+    def _generated(self, step: Gemm) -> KernelCall | None:
+        """The call of a kernel made for this product, where that is faster than BLAS."""
+        product = product_of(step)
+        if product is None or not own_is_faster(product, self.cache):
+            return None
+        symbol = symbol_of(product)
+        self.lowered.products[symbol] = product
+        addresses = [step.a, step.b, step.c]
+        if own_bytes := scratch_bytes(product):
+            own_bytes = -(-own_bytes // ALIGNMENT) * ALIGNMENT
+            self.lowered.own_bytes = max(self.lowered.own_bytes, own_bytes)
+            addresses.append(Arena(self.own_start, own_bytes))
+        return KernelCall(symbol, tuple(addresses), extent(product), grain(product))
 
     def _fused(self, group: Group) -> Call:
         places = self.plan.places

@@ -48,7 +48,7 @@ class Task:
     def shareable(self) -> bool:
         """Whether several threads can each do a part of it."""
         work = self.work
-        return isinstance(work, Gemm) or (isinstance(work, KernelCall) and work.extent > 1)
+        return isinstance(work, Gemm) or (isinstance(work, KernelCall) and work.extent > work.grain)
 
     @property
     def shared(self) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from staticgrad.kernels.cpu.gemm.product import Product
 from staticgrad.kernels.cpu.gemm.writer import ZERO, Text
 
-
 SIDE_BYTES = 32  # of the blocks that are transposed in registers: wider ones are no faster and slow to compile
 
 
