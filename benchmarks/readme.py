@@ -32,7 +32,8 @@ def _read(name: str) -> Any:
 def rows() -> list[tuple[str, str]]:
     """The figures: what was measured, and what came out."""
     accuracy, start, planner, graphs = _read("accuracy"), _read("start"), _read("planner"), _read("graphs")
-    scale, ulp = _read("scale"), _read("ulp")
+    scale, ulp, loops = _read("scale"), _read("ulp"), _read("loops")
+    layers = loops["layers"]
     heights = [entry["height_over_capacity"] for entry in planner["sets"].values()]
     whole = {(case["sweep"], case["value"]): case["whole"] for case in graphs["cases"]}
     wide, chain = _speedup(whole["width", 128]), _speedup(whole["depth", 10_000])
@@ -62,6 +63,14 @@ def rows() -> list[tuple[str, str]]:
         (
             "the same in a second process",
             f"{1000 * start['warm_first_call_seconds']:.0f} ms, {start['warm_numba_compiles']} Numba compiles",
+        ),
+        (
+            "an epoch of a small MLP by `run`, over the sum of its native steps",
+            f"{loops['epoch']['run_over_native']:.2f}; shuffled {loops['epoch']['run_shuffled_over_native']:.2f}",
+        ),
+        (
+            "first call of a model of 48 equal blocks, of 2 blocks, nothing cached",
+            f"{layers['48']['seconds']:.2f} s, {layers['2']['seconds']:.2f} s",
         ),
         (
             "memory planner, 11 hard public problems, height over capacity",

@@ -169,13 +169,13 @@ def test_the_text_names_what_is_missing_and_what_missed():
 def test_the_readme_shows_measured_speed_and_keeps_its_text_without(monkeypatch, tmp_path):
     from benchmarks import readme
 
-    page = "a\n<!-- speed -->\nold\n<!-- /speed -->\nb\n"
+    page = "a\n<!-- speed -->\noutdated\n<!-- /speed -->\nb\n"
     monkeypatch.setattr(readme, "SPEED", tmp_path / "none.json")
     assert readme.filled(page) == page
     (tmp_path / "speed.json").write_text(json.dumps(results()))
     monkeypatch.setattr(readme, "SPEED", tmp_path / "speed.json")
     made = readme.filled(page)
-    assert "old" not in made
+    assert "outdated" not in made
     assert "| `mlp_tiny` | 32 x 64-64-64-10, tanh | 30 µs | 90 µs (jax) | 0.33 | 1 s, 50 ms |" in made
     assert "docs/images/speed.png" in made
     assert readme.filled(made) == made

@@ -157,9 +157,7 @@ def finished(spec, epilogue, *operands):
     a, b, c, expected = matrices(spec)
     further = [Guarded(np.zeros((spec.m, spec.n), spec.dtype), leading) for leading in spec.outputs]
     pointers = [a, b, c, *operands, *further]
-    compiled(spec, epilogue)(
-        [one.address if isinstance(one, Guarded) else one.ctypes.data for one in pointers]
-    )
+    compiled(spec, epilogue)([one.address if isinstance(one, Guarded) else one.ctypes.data for one in pointers])
     assert all(one.untouched() for one in (c, *further))
     return [c.values, *(one.values for one in further)], expected
 
@@ -211,7 +209,9 @@ def test_vector_maths_answers_like_a_loop_of_it(name, dtype):
     spec = product(6, 11, 3, dtype=dtype, alpha=0.1)
     (found,), before = finished(spec, getattr(vm, name))
     with np.errstate(invalid="ignore"):
-        reference = {"sigmoid": lambda x: 1 / (1 + np.exp(-x)), "erf": np.vectorize(_erf)}.get(name) or getattr(np, name)
+        reference = {"sigmoid": lambda x: 1 / (1 + np.exp(-x)), "erf": np.vectorize(_erf)}.get(name) or getattr(
+            np, name
+        )
         expected = reference(before)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 if dtype == "float32" else 1e-13)
 
