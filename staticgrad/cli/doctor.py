@@ -43,6 +43,7 @@ def examine() -> dict[str, Any]:
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": _threads(),
         **{name: version or "missing" for name, version in versions.items()},
         "missing": missing,
     }
@@ -56,6 +57,16 @@ def examine() -> dict[str, Any]:
         found[name] = _version(name) or f'not installed (pip install "staticgrad[{extra}]")'
     found["CUDA"] = "this release runs on the CPU"
     return found
+
+
+def _threads() -> str:
+    """How many threads a step may use, or why that cannot be told."""
+    from staticgrad.kernels.cpu.threads import thread_count
+
+    try:
+        return f"{thread_count()} (STATICGRAD_NUM_THREADS)"
+    except ValueError as error:
+        return str(error)
 
 
 def _cache() -> dict[str, Any]:

@@ -353,6 +353,18 @@ def test_doctor_in_words_and_as_json(capsys):
     assert "probe" not in found["cache"]["entries"]
 
 
+def test_doctor_tells_the_number_of_threads(capsys, monkeypatch):
+    from staticgrad.kernels.cpu.threads import thread_count
+
+    for given, expected in (("3", "3 (STATICGRAD_NUM_THREADS)"), ("many", "a whole number from 1 on; got 'many'")):
+        monkeypatch.setenv("STATICGRAD_NUM_THREADS", given)
+        thread_count.cache_clear()
+        code, out, _ = run(capsys, "doctor")
+        assert code == 0
+        assert expected in out
+    thread_count.cache_clear()
+
+
 def test_doctor_finds_a_cache_folder_that_cannot_serve(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr("staticgrad.kernels.cache.default_cache", lambda: DiskCache(tmp_path))
     tmp_path.chmod(0o777)
