@@ -20,6 +20,7 @@ from typing import Any
 
 from benchmarks import report
 from benchmarks.engines import ENGINES, OURS
+from benchmarks.floors import higher
 from benchmarks.measure import DisagreementError, Settings, available, row_results
 from benchmarks.processes import ROOT, EngineError, environment, usable_cores
 from benchmarks.rows import ROWS, Row
@@ -144,8 +145,19 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         print(f"{name} ...", flush=True)
         results["rows"][name] = measured(ROWS[name], settings, results["floors"])
         results["load_average_after"] = round(os.getloadavg()[0], 2)
-        options.out.write_text(json.dumps(rounded(results), indent=1) + "\n")
+        store(results, options.out)
+    if asked.steps:
+        results["floors"] = higher(results["floors"], floors(options.threads))
+        for name, found in results["rows"].items():
+            if "engines" in found:
+                results["rows"][name] = report.judged(ROWS[name], found, options.threads, results["floors"])
+        store(results, options.out)
     return results
+
+
+def store(results: dict[str, Any], out: Path) -> None:
+    """Write the results file."""
+    out.write_text(json.dumps(rounded(results), indent=1) + "\n")
 
 
 def rounded(value: Any) -> Any:

@@ -55,7 +55,8 @@ def copy_bandwidth(total: int, threads: int) -> float:
         worker.start()
     for worker in workers:
         worker.join()
-    fastest = min(max(end for _, end in spans) - min(begin for begin, _ in spans) for spans in zip(*times, strict=True))
+    together = [(min(begin for begin, _ in spans), max(end for _, end in spans)) for spans in zip(*times, strict=True)]
+    fastest: float = min(end - begin for begin, end in together)
     return 1e-9 * repeats * 8 * part * threads / fastest
 
 
@@ -71,13 +72,22 @@ def measure(threads: int) -> dict[str, Any]:
     }
 
 
+def higher(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """The better figures of two measurements: what disturbs them makes them lower, never higher."""
+    copies = {
+        size: max(speed, second["copy_gb_per_second"][size]) for size, speed in first["copy_gb_per_second"].items()
+    }
+    return {"gemm_gflops": max(first["gemm_gflops"], second["gemm_gflops"]), "copy_gb_per_second": copies}
+
+
 def floor_microseconds(flops: float, moved: float, machine: dict[str, Any]) -> float | None:
     """The least time of so many flops and so many bytes, whichever takes longer; None where there are none."""
     if not flops and not moved:
         return None
-    speeds = {int(size): speed for size, speed in machine["copy_gb_per_second"].items()}
+    speeds: dict[int, float] = {int(size): speed for size, speed in machine["copy_gb_per_second"].items()}
     fitting = [size for size in speeds if size >= moved] or [max(speeds)]
-    return max(flops / machine["gemm_gflops"], moved / speeds[min(fitting)]) / 1e3
+    arithmetic: float = flops / machine["gemm_gflops"]
+    return max(arithmetic, moved / speeds[min(fitting)]) / 1e3
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.engines import OURS, variants
-from benchmarks.processes import Child, EngineError, environment, jax_cache
+from benchmarks.processes import Child, EngineError, busy_seconds, environment, jax_cache
 from benchmarks.rows import Row
 
 STEPS_COMPARED = 5
@@ -72,6 +72,7 @@ def row_results(row: Row, settings: Settings) -> dict[str, Any]:
     np.savez(arrays, **row.arrays())  # type: ignore[arg-type]  # its stub takes the names for its own options
     left_out: dict[str, str] = {}
     restless: list[str] = []
+    others = 0.0
     with contextlib.ExitStack() as stack:
         candidates = []
         for engine in settings.engines:
@@ -86,7 +87,7 @@ def row_results(row: Row, settings: Settings) -> dict[str, Any]:
         if settings.steps:
             candidates = _fastest_forms(candidates)
             restless = _restless(candidates)
-            _take_turns(candidates, settings.rounds)
+            others = _take_turns(candidates, settings.rounds)
     if settings.compilation:
         for candidate in list(candidates):
             try:
@@ -96,7 +97,7 @@ def row_results(row: Row, settings: Settings) -> dict[str, Any]:
                 candidates.remove(candidate)
         _warm_starts(row, candidates, settings, arrays)
     engines = {c.engine: _summary(c, settings) for c in candidates}
-    return {"engines": engines, "left_out": left_out, "restless": restless}
+    return {"engines": engines, "left_out": left_out, "restless": restless, "others_cores": others}
 
 
 def check_agreement(row: str, values: dict[str, list[list[float]]]) -> None:
@@ -214,11 +215,18 @@ def _restless(candidates: list[Candidate]) -> list[str]:
     ]
 
 
-def _take_turns(candidates: list[Candidate], rounds: int) -> None:
+def _take_turns(candidates: list[Candidate], rounds: int) -> float:
+    """Time the rounds; how many cores other processes used meanwhile."""
+
+    def used_by_others() -> float:
+        return busy_seconds() - sum(candidate.child.processor_seconds() for candidate in candidates)
+
+    begin, before = time.perf_counter(), used_by_others()
     for _ in range(rounds):
         for candidate in candidates:
             steps, warm_up = (math.ceil(s / candidate.one_step) for s in (ROUND_SECONDS, WARM_UP_SECONDS))
             candidate.times.append(candidate.child.ask("round", steps=steps, warm_up=warm_up)["seconds"])
+    return max(0.0, used_by_others() - before) / (time.perf_counter() - begin)
 
 
 def _summary(candidate: Candidate, settings: Settings) -> dict[str, Any]:

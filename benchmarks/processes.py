@@ -37,6 +37,14 @@ def usable_cores() -> list[int]:
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
+def busy_seconds() -> float:
+    """What all processes have used of all cores since the start of the system; 0 where it does not say."""
+    with contextlib.suppress(OSError):
+        user, nice, system, _, _, interrupts, soft, stolen = map(int, Path("/proc/stat").read_text().split()[1:9])
+        return (user + nice + system + interrupts + soft + stolen) / os.sysconf("SC_CLK_TCK")
+    return 0.0
+
+
 def environment(threads: int, caches: Path | None) -> dict[str, str]:
     """Of a child: as many threads for every library, and caches in a folder of its own; None turns off JAX's."""
     variables = {**os.environ, **dict.fromkeys(_COUNTS, str(threads)), "JAX_PLATFORMS": "cpu"}

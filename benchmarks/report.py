@@ -12,6 +12,7 @@ from benchmarks.rows import ROWS, Row
 
 SINGLE_THREAD_BAR = 1.0
 COLD_BAR, WARM_BAR, WARM_SECONDS, MEMORY_BAR = 1.5, 0.5, 0.1, 0.9
+OTHERS_CORES = 0.1  # used by other processes during the rounds: more is said
 COLOURS = {
     "staticgrad": "#0b7285",
     "staticgrad_dynamic": "#66d9e8",
@@ -124,6 +125,8 @@ def _notes(results: Found) -> Iterator[str]:
             yield f"error: {row['error']}"
         yield from (f"left out of {name}: {engine}: {why}" for engine, why in row.get("left_out", {}).items())
         yield from (f"note: {name}: {engine} keeps a core busy while it waits" for engine in row.get("restless", []))
+        if row.get("others_cores", 0) > OTHERS_CORES:
+            yield f"note: {name}: other processes used {row['others_cores']:.2f} cores while it was timed"
         for bar in row.get("bars", []):
             if not bar["met"]:
                 yield f"missed: {name}: {bar['figure']} {_number(bar['value'])}, at most {_number(bar['bar'])}"
@@ -170,6 +173,7 @@ def plot(results: Found, path: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.patches import Patch
 
     rows = {name: row for name, row in results["rows"].items() if "ratio" in row}
     names = [name for name in ENGINES if any(name in row["engines"] for row in rows.values())]
@@ -190,7 +194,7 @@ def plot(results: Found, path: Path) -> None:
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xscale("log")
     axes.set_xlabel(f"step over the best peer's (time below each name), {results['threads']} threads; dots: the bar")
-    handles = [pyplot.Rectangle((0, 0), 1, 1, color=COLOURS[name]) for name in names]
+    handles = [Patch(color=COLOURS[name]) for name in names]
     axes.legend(
         handles, names, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(names), frameon=False
     )
