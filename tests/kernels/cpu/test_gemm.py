@@ -2,6 +2,7 @@
 
 import ctypes
 import itertools
+from math import erf
 
 import llvmlite.binding as llvm
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from staticgrad.kernels.cpu import native
 from staticgrad.kernels.cpu import vector_math as vm
-from staticgrad.kernels.cpu.gemm import Product, extent, gemm_ir, grain, scratch_bytes
+from staticgrad.kernels.cpu.gemm import Product, emit, extent, gemm_ir, grain, scratch_bytes
 from staticgrad.kernels.cpu.gemm.product import Host, tiling
 from staticgrad.kernels.cpu.steps import Argument, KernelCall
 from staticgrad.kernels.cpu.vector_math.primitives import select
@@ -205,21 +206,21 @@ def test_two_outputs():
     np.testing.assert_allclose(first, np.tanh(before), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["tanh", "exp", "sigmoid", "erf", "log1p", "sin", "expm1"])
+@pytest.mark.parametrize("name", ["tanh", "exp", "sigmoid", "erf", "log1p", "expm1", "maximum", "sign"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_vector_maths_answers_like_a_loop_of_it(name, dtype):
     spec = product(6, 11, 3, dtype=dtype, alpha=0.1)
-    (found,), before = finished(spec, getattr(vm, name))
+    zero = [0.0] if name == "maximum" else []
+    (found,), before = finished(spec, lambda total: emit(getattr(vm, name), total, *zero))
     with np.errstate(invalid="ignore"):
-        reference = {"sigmoid": lambda x: 1 / (1 + np.exp(-x)), "erf": np.vectorize(_erf)}.get(name) or getattr(np, name)
-        expected = reference(before)
+        reference = {"sigmoid": lambda x: 1 / (1 + np.exp(-x)), "erf": np.vectorize(erf)}.get(name) or getattr(np, name)
+        expected = reference(before, *zero)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 if dtype == "float32" else 1e-13)
 
 
-def _erf(x):
-    from math import erf
-
-    return erf(x)
+def test_an_epilogue_that_cannot_be_written_is_named():
+    with pytest.raises(NotImplementedError, match="cannot use the instruction 'fpext'"):
+        gemm_ir(product(3, 3, 4), "product", vm.sin)
 
 
 @pytest.mark.parametrize(
