@@ -59,12 +59,18 @@ def emit(function: Callable[..., Any], *operands: Any) -> Any:
 
     if "typingctx" not in inspect.signature(type_of := inspect.unwrap(function)).parameters:
         return function(*operands)
-    last = next(operand for operand in reversed(operands) if isinstance(operand, Value) and operand.kind != ir.IntType(1))
+    last = next(
+        operand for operand in reversed(operands) if isinstance(operand, Value) and operand.kind != ir.IntType(1)
+    )
     known = {ir.FloatType(): types.float32, ir.DoubleType(): types.float64, ir.IntType(1): types.boolean}
-    values = [operand if isinstance(operand, Value) else Value(last.builder, last.same_kind(operand)) for operand in operands]
+    values = [
+        operand if isinstance(operand, Value) else Value(last.builder, last.same_kind(operand)) for operand in operands
+    ]
     found = type_of(None, *(known[value.kind] for value in values))
     if found is None:
-        raise NotImplementedError(f"gemm: {function} does not take these operands in an epilogue; compute it in a kernel")
+        raise NotImplementedError(
+            f"gemm: {function} does not take these operands in an epilogue; compute it in a kernel"
+        )
     signature, codegen = found
     return Value(last.builder, codegen(None, last.builder, signature, [value.code for value in values]))
 

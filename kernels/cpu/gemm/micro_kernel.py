@@ -8,6 +8,7 @@ from itertools import chain
 
 from staticgrad.kernels.cpu.gemm.writer import ZERO, Text
 
+
 @dataclass(frozen=True, slots=True)
 class Stream:
     """Where an operand's tile starts, and how far apart what it is read by lies, in elements."""
@@ -48,9 +49,7 @@ def accumulate(text: Text, k: int, a: Stream, b: Stream, rows: int, counts: Sequ
     return sums
 
 
-def _turn(
-    text: Text, a: Stream, b: Stream, sums: Sequence[Sequence[str]], counts: Sequence[int]
-) -> list[list[str]]:
+def _turn(text: Text, a: Stream, b: Stream, sums: Sequence[Sequence[str]], counts: Sequence[int]) -> list[list[str]]:
     align = text.lanes * text.itemsize if b.aligned else None
     vectors = [
         text.load(text.offset(b.start, vector * text.lanes), None if b.aligned else count, align)

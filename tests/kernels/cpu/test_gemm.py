@@ -2,6 +2,8 @@
 
 import ctypes
 import itertools
+import mmap
+import sys
 from math import erf
 
 import llvmlite.binding as llvm
@@ -84,7 +86,7 @@ def check(spec):
         pointers.append(scratch.ctypes.data + -scratch.ctypes.data % 64)
     compiled(spec)(pointers)
     np.testing.assert_allclose(c.values, expected, rtol=0, atol=TOLERANCE[spec.dtype] * np.sqrt(spec.k) * 4)
-    assert a.untouched() and b.untouched() and c.untouched()
+    assert all(matrix.untouched() for matrix in (a, b, c))
 
 
 def shapes():
@@ -141,6 +143,40 @@ def test_ranges_of_rows(ta, tb):
     assert np.isnan(c.values).all()
 
 
+def test_threads_share_the_rows():
+    spec = product(70, 33, 12, tb=True)
+    a, b, c, expected = matrices(spec)
+    call = KernelCall("product", tuple(map(Argument, range(3))), extent(spec), grain(spec))
+    program = native.load(native.build({"product": gemm_ir(spec, "product")}, [call], parallel=True))
+    table = (ctypes.c_void_p * 3)(a.address, b.address, c.address)
+    program(0, ctypes.addressof(table))
+    np.testing.assert_allclose(c.values, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs mprotect")
+@pytest.mark.parametrize(("ta", "tb"), TRANSPOSES)
+@pytest.mark.parametrize("at_end", [True, False])
+def test_arrays_beside_pages_that_must_not_be_touched(at_end, ta, tb):
+    spec = product(5, 19, 21, ta, tb)
+    a, b, c, expected = matrices(spec)
+    pages = [guarded_page(one.values, at_end) for one in (a, b, c)]
+    compiled(spec)([address for _, address in pages])
+    found = np.frombuffer((ctypes.c_char * c.values.nbytes).from_address(pages[2][1]), spec.dtype)
+    np.testing.assert_allclose(found.reshape(expected.shape), expected, rtol=0, atol=1e-4)
+
+
+def guarded_page(values, at_end):
+    """Memory that holds the values right before (or behind) a page that cannot be read, and their address."""
+    page = mmap.PAGESIZE
+    memory = mmap.mmap(-1, 3 * page)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    for forbidden in (start, start + 2 * page):
+        assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(forbidden), page, 0) == 0
+    offset = 2 * page - values.nbytes if at_end else page
+    memory[offset : offset + values.nbytes] = values.tobytes()
+    return memory, start + offset
+
+
 def test_nan_reaches_its_row_and_column_only():
     spec = product(20, 37, 11, tb=True)
     a, b, c, _ = matrices(spec)
@@ -158,9 +194,7 @@ def finished(spec, epilogue, *operands):
     a, b, c, expected = matrices(spec)
     further = [Guarded(np.zeros((spec.m, spec.n), spec.dtype), leading) for leading in spec.outputs]
     pointers = [a, b, c, *operands, *further]
-    compiled(spec, epilogue)(
-        [one.address if isinstance(one, Guarded) else one.ctypes.data for one in pointers]
-    )
+    compiled(spec, epilogue)([one.address if isinstance(one, Guarded) else one.ctypes.data for one in pointers])
     assert all(one.untouched() for one in (c, *further))
     return [c.values, *(one.values for one in further)], expected
 
@@ -254,7 +288,7 @@ def test_a_narrow_host_computes_the_same():
         c.values[...] = np.nan
         native.load(native.build({"product": text}, [call]))(0, ctypes.addressof(table))
         np.testing.assert_allclose(c.values, expected, rtol=0, atol=1e-4)
-        assert a.untouched() and b.untouched() and c.untouched()
+        assert all(matrix.untouched() for matrix in (a, b, c))
 
 
 def test_what_cannot_be_generated_is_named():

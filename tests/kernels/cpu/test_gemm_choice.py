@@ -47,5 +47,4 @@ def test_huge_products_are_not_measured(measured, tmp_path):
 
 
 def test_both_are_run():
-    own, blas = gemm_choice._times(SPEC)
-    assert own > 0 and blas > 0
+    assert min(gemm_choice._times(SPEC)) > 0
