@@ -43,7 +43,18 @@ def measure(arguments: list[str]) -> dict[str, Any]:
 def machine() -> dict[str, Any]:
     """What the steps per second depend on."""
     found = examine()
-    names = ("system", "processor", "cores", "threads", "BLAS", "BLAS threads", "python", "numpy", "numba", "staticgrad")
+    names = (
+        "system",
+        "processor",
+        "cores",
+        "threads",
+        "BLAS",
+        "BLAS threads",
+        "python",
+        "numpy",
+        "numba",
+        "staticgrad",
+    )
     return {name: found[name] for name in names if name in found}
 
 

@@ -6,6 +6,7 @@ What it does with the builder of that value is written down for all lanes at onc
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from staticgrad.kernels.cpu.gemm.writer import Text
 
 Epilogue = Callable[..., Any]
 _ORDERED = {"<": "olt", "<=": "ole", ">": "ogt", ">=": "oge", "==": "oeq", "!=": "one"}
-_UNORDERED = {"<": "ult", "<=": "ule", ">": "ugt", ">=": "uge", "==": "ueq", "!=": "une"}
+_UNORDERED = {"<": "ult", "<=": "ule", ">": "ugt", ">=": "uge", "==": "ueq", "!=": "une", "uno": "uno"}
 _BINARY = {
     "fadd": "fadd contract",
     "fsub": "fsub contract",
@@ -44,6 +45,34 @@ def apply(text: Text, epilogue: Epilogue, value: str, operands: Sequence[str], r
     if len(answers) != results:
         raise ValueError(f"gemm: an epilogue answers with one value for each output; got {len(answers)} for {results}")
     return [builder.code(one.code) for one in answers]
+
+
+def emit(function: Callable[..., Any], *operands: Any) -> Any:
+    """Call a function of the vector maths in an epilogue, also one that is entered by `intrinsic`, such as `maximum`.
+
+    Args: `operands` are `Value`s and numbers, a `Value` among them.
+    """
+    from llvmlite import ir
+    from numba import types
+
+    from staticgrad.kernels.cpu.vector_math.primitives import Value
+
+    if "typingctx" not in inspect.signature(type_of := inspect.unwrap(function)).parameters:
+        return function(*operands)
+    last = next(
+        operand for operand in reversed(operands) if isinstance(operand, Value) and operand.kind != ir.IntType(1)
+    )
+    known = {ir.FloatType(): types.float32, ir.DoubleType(): types.float64, ir.IntType(1): types.boolean}
+    values = [
+        operand if isinstance(operand, Value) else Value(last.builder, last.same_kind(operand)) for operand in operands
+    ]
+    found = type_of(None, *(known[value.kind] for value in values))
+    if found is None:
+        raise NotImplementedError(
+            f"gemm: {function} does not take these operands in an epilogue; compute it in a kernel"
+        )
+    signature, codegen = found
+    return Value(last.builder, codegen(None, last.builder, signature, [value.code for value in values]))
 
 
 class _Lane:

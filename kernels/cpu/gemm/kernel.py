@@ -8,6 +8,8 @@ from staticgrad.kernels.cpu.gemm.panel import pack_transposed
 from staticgrad.kernels.cpu.gemm.product import STACK_BYTES, Product, Tiling, check, panel_bytes, tiling
 from staticgrad.kernels.cpu.gemm.writer import Text
 
+LONG = 8  # instructions of an epilogue beyond which it runs in a loop over the rows of a finished tile
+
 
 def gemm_ir(product: Product, symbol: str, epilogue: Epilogue | None = None, tile: Tiling | None = None) -> str:
     """LLVM IR of `void symbol(A, B, C, operands..., outputs..., [scratch,] i64 begin, i64 end)`.
@@ -42,6 +44,9 @@ class _Kernel:
         if self.tile.packed and self.stack:
             size = panel_bytes(product, self.tile)
             write.lines.append(f"  %panel = alloca [{size} x i8], align 64")
+        if self._long_epilogue():
+            size = self.tile.rows * self.tile.vectors * self.tile.lanes * write.itemsize
+            write.lines.append(f"  %tile = alloca [{size} x i8], align 64")
         if product.batch > 1:
             with write.loop("%begin", "%end", 1) as index:
                 moved = write.scaled(index, product.stride_c)
@@ -122,20 +127,51 @@ class _Kernel:
             write.offset(pointer, write.add(write.scaled(row, down), write.scaled(column, right)))
             for pointer, (down, right) in zip(operands, product.operands, strict=True)
         ]
+        downs = [down for down, _ in product.operands]
+
+        def finish(index: int | str, line: list[str]) -> None:
+            """Store the row `index` of the tile."""
+            moved = [self._moved(target, index, distance) for target, distance in zip(targets, leading, strict=True)]
+            loaded = [self._moved(source, index, down) for source, down in zip(sources, downs, strict=True)]
+            self._row(line, moved, loaded, counts)
+
+        if not self._long_epilogue():
+            for index, line in enumerate(sums):
+                finish(index, line)
+            return
+        width = len(counts) * write.lanes
         for index, line in enumerate(sums):
             for vector, value in enumerate(line):
-                first, count = vector * write.lanes, counts[vector]
-                places = [
-                    write.offset(target, index * distance + first)
-                    for target, distance in zip(targets, leading, strict=True)
-                ]
-                loaded = [
-                    self._operand(write.offset(source, index * down + first * right), right, count)
-                    for source, (down, right) in zip(sources, product.operands, strict=True)
-                ]
-                results = self._finished(value, places[0], count, loaded)
-                for result, place in zip(results, places, strict=True):
-                    write.store(result, place, count)
+                write.store(value, write.offset("%tile", index * width + vector * write.lanes))
+        with write.loop("0", str(rows), 1) as turn:
+            start_of_row = write.offset("%tile", write.scaled(turn, width))
+            finish(turn, [write.load(write.offset(start_of_row, first * write.lanes)) for first in range(len(counts))])
+
+    def _moved(self, pointer: str, row: int | str, distance: int) -> str:
+        """The address some rows further."""
+        by = row * distance if isinstance(row, int) else self.write.scaled(row, distance)
+        return self.write.offset(pointer, by)
+
+    def _row(self, line: list[str], targets: list[str], sources: list[str], counts: list[int]) -> None:
+        """Finish and store the vectors of one row, given where it begins in the results and the operands."""
+        write, product = self.write, self.product
+        for vector, (value, count) in enumerate(zip(line, counts, strict=True)):
+            first = vector * write.lanes
+            places = [write.offset(target, first) for target in targets]
+            loaded = [
+                self._operand(write.offset(source, first * right), right, count)
+                for source, (_, right) in zip(sources, product.operands, strict=True)
+            ]
+            for result, place in zip(self._finished(value, places[0], count, loaded), places, strict=True):
+                write.store(result, place, count)
+
+    def _long_epilogue(self) -> bool:
+        """Whether the epilogue is too long to be written for each vector of a tile: then it is one of each row."""
+        if self.epilogue is None:
+            return False
+        trial = Text(self.product.dtype, self.tile.lanes)
+        apply(trial, self.epilogue, "%sum", self.operands, 1 + len(self.outputs))
+        return len(trial.lines) > LONG
 
     def _operand(self, place: str, right: int, count: int) -> str:
         return self.write.load(place, count) if right else self.write.broadcast(place)

@@ -21,9 +21,9 @@ def pack_transposed(text: Text, product: Product, source: str, panel: str, colum
             with text.loop("0", str(whole), text.lanes) as column:
                 start = text.offset(source, text.scaled(column, product.ldb))
                 _strip(text, product, start, text.offset(panel, column), width, text.lanes)
-        for column in range(whole, width, text.lanes):
-            start = text.offset(source, column * product.ldb)
-            _strip(text, product, start, text.offset(panel, str(column)), width, max(0, columns - column))
+        for first in range(whole, width, text.lanes):
+            start = text.offset(source, min(first, columns - 1) * product.ldb)
+            _strip(text, product, start, text.offset(panel, first), width, max(0, columns - first))
 
 
 def _strip(text: Text, product: Product, source: str, target: str, width: int, valid: int) -> None:

@@ -8,7 +8,7 @@ from math import gcd
 
 ITEMSIZE = {"float32": 4, "float64": 8}
 STACK_BYTES = 2**16  # a panel of B up to this size lies on the stack
-_LATENCY = 10  # multiply-adds that must be under way: two units of up to five cycles
+_LATENCY = 12  # multiply-adds that must be under way: two units of up to five cycles, and some to spare
 _TILE_COST = 24  # to enter and leave a tile, beside its stores, in multiply-adds
 _TOLERANCE = 1.03
 _CACHE_WAY, _SAFE_WAYS = 4096, 6  # bytes; of eight, or more in CPUs of today

@@ -2,6 +2,9 @@
 
 import ctypes
 import itertools
+import mmap
+import sys
+from math import erf
 
 import llvmlite.binding as llvm
 import numpy as np
@@ -9,7 +12,7 @@ import pytest
 
 from staticgrad.kernels.cpu import native
 from staticgrad.kernels.cpu import vector_math as vm
-from staticgrad.kernels.cpu.gemm import Product, extent, gemm_ir, grain, scratch_bytes
+from staticgrad.kernels.cpu.gemm import Product, emit, extent, gemm_ir, grain, scratch_bytes
 from staticgrad.kernels.cpu.gemm.product import Host, tiling
 from staticgrad.kernels.cpu.steps import Argument, KernelCall
 from staticgrad.kernels.cpu.vector_math.primitives import select
@@ -83,7 +86,7 @@ def check(spec):
         pointers.append(scratch.ctypes.data + -scratch.ctypes.data % 64)
     compiled(spec)(pointers)
     np.testing.assert_allclose(c.values, expected, rtol=0, atol=TOLERANCE[spec.dtype] * np.sqrt(spec.k) * 4)
-    assert a.untouched() and b.untouched() and c.untouched()
+    assert all(matrix.untouched() for matrix in (a, b, c))
 
 
 def shapes():
@@ -138,6 +141,40 @@ def test_ranges_of_rows(ta, tb):
     c.values[...] = np.nan
     run(pointers, 67, 67)
     assert np.isnan(c.values).all()
+
+
+def test_threads_share_the_rows():
+    spec = product(70, 33, 12, tb=True)
+    a, b, c, expected = matrices(spec)
+    call = KernelCall("product", tuple(map(Argument, range(3))), extent(spec), grain(spec))
+    program = native.load(native.build({"product": gemm_ir(spec, "product")}, [call], parallel=True))
+    table = (ctypes.c_void_p * 3)(a.address, b.address, c.address)
+    program(0, ctypes.addressof(table))
+    np.testing.assert_allclose(c.values, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs mprotect")
+@pytest.mark.parametrize(("ta", "tb"), TRANSPOSES)
+@pytest.mark.parametrize("at_end", [True, False])
+def test_arrays_beside_pages_that_must_not_be_touched(at_end, ta, tb):
+    spec = product(5, 19, 21, ta, tb)
+    a, b, c, expected = matrices(spec)
+    pages = [guarded_page(one.values, at_end) for one in (a, b, c)]
+    compiled(spec)([address for _, address in pages])
+    found = np.frombuffer((ctypes.c_char * c.values.nbytes).from_address(pages[2][1]), spec.dtype)
+    np.testing.assert_allclose(found.reshape(expected.shape), expected, rtol=0, atol=1e-4)
+
+
+def guarded_page(values, at_end):
+    """Memory that holds the values right before (or behind) a page that cannot be read, and their address."""
+    page = mmap.PAGESIZE
+    memory = mmap.mmap(-1, 3 * page)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    for forbidden in (start, start + 2 * page):
+        assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(forbidden), page, 0) == 0
+    offset = 2 * page - values.nbytes if at_end else page
+    memory[offset : offset + values.nbytes] = values.tobytes()
+    return memory, start + offset
 
 
 def test_nan_reaches_its_row_and_column_only():
@@ -203,23 +240,21 @@ def test_two_outputs():
     np.testing.assert_allclose(first, np.tanh(before), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["tanh", "exp", "sigmoid", "erf", "log1p", "sin", "expm1"])
+@pytest.mark.parametrize("name", ["tanh", "exp", "sigmoid", "erf", "log1p", "expm1", "maximum", "sign"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_vector_maths_answers_like_a_loop_of_it(name, dtype):
     spec = product(6, 11, 3, dtype=dtype, alpha=0.1)
-    (found,), before = finished(spec, getattr(vm, name))
+    zero = [0.0] if name == "maximum" else []
+    (found,), before = finished(spec, lambda total: emit(getattr(vm, name), total, *zero))
     with np.errstate(invalid="ignore"):
-        reference = {"sigmoid": lambda x: 1 / (1 + np.exp(-x)), "erf": np.vectorize(_erf)}.get(name) or getattr(
-            np, name
-        )
-        expected = reference(before)
+        reference = {"sigmoid": lambda x: 1 / (1 + np.exp(-x)), "erf": np.vectorize(erf)}.get(name) or getattr(np, name)
+        expected = reference(before, *zero)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 if dtype == "float32" else 1e-13)
 
 
-def _erf(x):
-    from math import erf
-
-    return erf(x)
+def test_an_epilogue_that_cannot_be_written_is_named():
+    with pytest.raises(NotImplementedError, match="cannot use the instruction 'fpext'"):
+        gemm_ir(product(3, 3, 4), "product", vm.sin)
 
 
 @pytest.mark.parametrize(
@@ -253,7 +288,7 @@ def test_a_narrow_host_computes_the_same():
         c.values[...] = np.nan
         native.load(native.build({"product": text}, [call]))(0, ctypes.addressof(table))
         np.testing.assert_allclose(c.values, expected, rtol=0, atol=1e-4)
-        assert a.untouched() and b.untouched() and c.untouched()
+        assert all(matrix.untouched() for matrix in (a, b, c))
 
 
 def test_what_cannot_be_generated_is_named():
