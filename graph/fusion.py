@@ -12,7 +12,9 @@ import heapq
 from collections.abc import Container, Iterable, Sequence
 from itertools import pairwise
 
+from staticgrad.graph.epilogue import can_follow, is_light, product_of, stand_in
 from staticgrad.graph.group import Group
+from staticgrad.graph.lifetimes import aligned
 from staticgrad.graph.matrix_layout import matrix_layout
 from staticgrad.graph.members import Member, Members
 from staticgrad.graph.node import Graph, Node
@@ -36,6 +38,7 @@ def fuse(graph: Graph) -> list[Group]:
     clusters.join_siblings()
     clusters.join_numbers()
     clusters.sink()
+    clusters.join_products()
     return clusters.groups(graph)
 
 
@@ -239,6 +242,30 @@ class _Clusters:
         self._link(cluster)
         self._link(target)
 
+    def join_products(self) -> None:
+        """Give each matrix product the kernel that only works on its elements and the sums of its columns."""
+        for product in [node for node in self.home if node.op.name == "matmul"]:
+            cluster = self.home[product]
+            for reader in sorted(cluster.readers, key=_first_serial):
+                if self._join_product(product, cluster, reader):
+                    break
+
+    def _join_product(self, product: Node, cluster: _Cluster, reader: _Cluster) -> bool:
+        members = reader.members
+        if members is None or product_of(reader.nodes) or not can_follow(product, members):
+            return False
+        inside = {product, *reader.nodes}
+        writes = [node for node in inside if self._is_stored(node, inside)]
+        updates = any(owner in self.updated and owner.size == product.size for owner in reader.reads)
+        if updates or not is_light(product, members, writes):
+            return False
+        levels = None if _path_between(cluster, reader) else _raised(cluster, reader)
+        if levels is None:
+            return False
+        self._merge(reader, cluster, members, (reader.reads | cluster.reads) - {product}, levels)
+        reader.nodes.append(product)
+        return True
+
     def _reads(self, node: Node) -> list[Node]:
         return reads_of(node, self.members)
 
@@ -269,13 +296,18 @@ class _Clusters:
         reads = list(dict.fromkeys(owner for node in nodes for owner in reads_of(node, self.members)))
         reads = [owner for owner in reads if owner not in inside and not _is_literal(owner, cluster) and owner.size]
         writes = tuple(node for node in nodes if self._is_stored(node, inside))
+        product = product_of(nodes)
         if cluster.members is None:
-            kind = "matmul" if nodes[0].op.name == "matmul" else "call"
-            return Group(kind, nodes, tuple(reads), nodes)  # type: ignore[arg-type]
+            return Group("call" if product is None else "matmul", nodes, tuple(reads), nodes)
         structure = structure_of(nodes, writes, self.members)
-        pairs = in_place_pairs(structure, writes, picked_owners(structure))
-        pairs = [(written, read) for written, read in pairs if read in reads]
-        return Group("fused", nodes, tuple(reads), writes, tuple(pairs), structure.scratch_bytes)
+        if product is None:
+            pairs = in_place_pairs(structure, writes, picked_owners(structure))
+            pairs = [(written, read) for written, read in pairs if read in reads]
+            return Group("fused", nodes, tuple(reads), writes, tuple(pairs), structure.scratch_bytes)
+        scratch_bytes = structure.scratch_bytes
+        if stand_in(product, writes) is None:
+            scratch_bytes = aligned(scratch_bytes) + product.nbytes
+        return Group("matmul", nodes, tuple(reads), writes, (), scratch_bytes)
 
     def _is_stored(self, node: Node, inside: Container[Node]) -> bool:
         return node in self.results or any(reader not in inside for reader in self.readers.get(node, ()))
@@ -370,6 +402,10 @@ def _in_order(clusters: Iterable[_Cluster]) -> list[_Cluster]:
 
 def _level(cluster: _Cluster) -> int:
     return cluster.level
+
+
+def _first_serial(cluster: _Cluster) -> int:
+    return cluster.nodes[0].serial
 
 
 def _serial(member: Member) -> int:

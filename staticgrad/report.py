@@ -52,8 +52,8 @@ def _facts(specialization: Specialization) -> Iterator[str]:
     yield f"program    {'loaded from the disk cache' if program.from_cache else 'compiled in this process'}"
     yield f"stages     {described(specialization.timeline)}"
     yield (
-        f"runs       {len(program.calls)} kernels ({len(program.sources)} distinct) and {products} matrix products for "
-        f"{len(captured.graph.nodes)} nodes"
+        f"runs       {len(program.calls)} kernels ({len(set(program.calls))} distinct), {products} of them with matrix "
+        f"products, for {len(captured.graph.nodes)} nodes"
     )
     yield f"arena      {size(program.arena_bytes)}"
     inputs = list(zip(captured.graph.inputs, captured.bindings, strict=True))
@@ -180,15 +180,8 @@ def cost(specialization: Specialization) -> Cost:
     """Operations and bytes of every group of the program's plan, counted from the graph."""
     program = specialization.program
     members = Members()
-    calls = iter(program.calls)
-    rows = []
-    for group in program.plan.groups:
-        if group.kind == "matmul":
-            kernel = "gemm"
-        else:
-            kernel = next(calls) if any(node.size for node in group.writes) else "(empty)"
-        rows.append(_cost_row(kernel, group, members))
-    return Cost(tuple(rows))
+    named = zip(program.calls, program.plan.groups, strict=True)
+    return Cost(tuple(_cost_row(kernel or "(empty)", group, members) for kernel, group in named))
 
 
 def _cost_row(kernel: str, group: Group, members: Members) -> CostRow:

@@ -14,7 +14,6 @@ from staticgrad.graph.serialize import canonical_order
 from staticgrad.graph.timeline import stage
 from staticgrad.kernels.cache import DiskCache, content_key
 from staticgrad.kernels.cpu import native
-from staticgrad.kernels.cpu.gemm import gemm_ir
 from staticgrad.kernels.cpu.host import host_key, toolchain_key
 from staticgrad.kernels.cpu.kernel import Kernel, kernel_llvm
 from staticgrad.kernels.cpu.lower import lower
@@ -35,7 +34,7 @@ def compiled(graph: Graph, *, reuse: bool, poison: bool, cache: DiskCache | None
         lowered = lower(graph, plan, poison=poison, cache=cache)
     with stage("kernels"):
         kernels = {symbol: code_of(kernel, cache) for symbol, kernel in lowered.kernels.items()}
-        kernels |= {symbol: gemm_ir(product, symbol) for symbol, product in lowered.products.items()}
+        kernels |= {symbol: product.llvm() for symbol, product in lowered.products.items()}
     with stage("link"):
         code = native.build(kernels, lowered.steps, parallel=lowered.parallel)
     numbers = {node: number for number, node in enumerate(canonical_order(graph))}
@@ -46,12 +45,9 @@ def compiled(graph: Graph, *, reuse: bool, poison: bool, cache: DiskCache | None
         "constants": [numbers[node] for node in plan.constants],
         "early": _early_outputs(graph, plan),
         "errors": [numbers[node] for node in lowered.errors],
-        "sources": {symbol: kernel.source for symbol, kernel in lowered.kernels.items()},
-        "kernels": [
-            call.symbol
-            for call in native.kernel_calls(lowered.steps)
-            if not call.joins and call.symbol not in lowered.products
-        ],
+        "sources": {symbol: kernel.source for symbol, kernel in lowered.kernels.items()}
+        | {symbol: product.source for symbol, product in lowered.products.items() if product.source},
+        "kernels": lowered.names,
     }
     return facts, code, plan
 

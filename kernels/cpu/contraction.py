@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Callable, Sequence
 
@@ -39,7 +38,7 @@ def lower_matmul(node: Node, members: Members, address: AddressOf) -> list[Work]
     return steps
 
 
-def product_of(step: Gemm) -> Product | None:
+def generated_product(step: Gemm) -> Product | None:
     """What a kernel made for this product computes; None for products with vectors and numbers."""
     if min(step.m, step.n) < 2 or step.k < 1 or step.batch < 1 or step.m * step.n * step.k < SMALLEST:
         return None
@@ -47,11 +46,6 @@ def product_of(step: Gemm) -> Product | None:
         step.dtype, step.m, step.n, step.k, step.transpose_a, step.transpose_b, step.lda, step.ldb, step.ldc,
         step.alpha, step.beta, step.batch, step.stride_a, step.stride_b, step.stride_c,
     )  # fmt: skip
-
-
-def symbol_of(product: Product) -> str:
-    """The name of the kernel of a product."""
-    return "product_" + hashlib.sha256(repr(product).encode()).hexdigest()[:16]
 
 
 def _operand(operand: Node, members: Members) -> Strided:

@@ -17,6 +17,7 @@ from staticgrad.graph.members import ARGUMENTS, Access, Member
 from staticgrad.graph.node import DType, Node
 from staticgrad.graph.structure import SCRATCH_ALIGNMENT, Level, Structure
 from staticgrad.kernels.cpu.expressions import BOOL, elementwise_expression, literal
+from staticgrad.kernels.cpu.joins import sum_of_parts
 from staticgrad.kernels.cpu.kernel import Call, Kernel, Operand
 from staticgrad.kernels.cpu.reduction_steps import (
     FLOAT64,
@@ -147,34 +148,12 @@ class _Generator:
         before = any(level[node] == Level.BEFORE for node in self.writes)
         used = {access.owner for member in late if member.kind == "map" for access in member.accesses}
         alone = [member.node for member in late if member.kind == "reduce" and member.node not in used]
-        calls = [self._sum_of_parts(node) for node in alone]
+        calls = [sum_of_parts(node, self.scratch[node], self.own_bytes, wide=node in self.wide) for node in alone]
         if before or len(alone) < len(late):
             other = _Generator(self.structure, [*self.writes], self.aliases, True)
             lines = other._before(last=True) + other._dependent(late, alone)
             calls.append(Call(other._kernel([*other.hoisted[0], *lines]), tuple(other.operands)))
         return tuple(calls)
-
-    def _sum_of_parts(self, node: Node) -> Call:
-        """The call of a kernel that serves every reduction of this kind, whatever its size."""
-        wide = node in self.wide or node.size == 1
-        dtype = accumulator_dtype(node, wide)
-        part = stored_value("p0[t * distance + i]", node)
-        lines = [
-            "def kernel(p0, p1, begin, end, size, distance):",
-            f'    """{node.op.name} of the parts that threads begin, begin + 1, … have left, `distance` apart.',
-            "",
-            f"    p0: {dtype}, the parts",
-            f"    p1: {node.dtype}, written",
-            '    """',
-            "    for t in range(begin + 1, end):",
-            "        for i in range(size):",
-            f"            p0[i] = {step(node, stored_value('p0[i]', node), part, wide=wide)}",
-            "    for i in range(size):",
-            f"        p1[i] = {narrowed(node, 'p0[i]') if wide else 'p0[i]'}",
-        ]
-        kernel = Kernel("\n".join(lines) + "\n", (dtype, node.dtype), 4)
-        operands = (Operand("joint", node, self.scratch[node]), Operand("storage", node))
-        return Call(kernel, operands, numbers=(node.size, self.own_bytes // dtype.itemsize))
 
     def _dependent(self, late: Sequence[Member], alone: Sequence[Node]) -> list[str]:
         """Numbers that others are computed from, and those: `begin` is 0 and `end` the number of threads here."""

@@ -32,8 +32,9 @@ _lock = threading.Lock()
 
 
 def own_is_faster(product: Product, cache: DiskCache | None = None) -> bool:
-    """Whether the generated kernel of a product is faster here than BLAS, both on one thread."""
+    """Whether the generated kernel of a product is faster here than BLAS, both on one thread and without epilogue."""
     one = replace(product, batch=1, stride_a=0, stride_b=0, stride_c=0)  # a batch is its matrices, one after the other
+    one = replace(one, operands=(), outputs=(), sums=0)
     with _lock:
         if one not in _known:
             _known[one] = _remembered(one, cache)

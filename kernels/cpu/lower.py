@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
+from staticgrad.graph.epilogue import product_of, stand_in
 from staticgrad.graph.fusion import structure_of
 from staticgrad.graph.group import Group
-from staticgrad.graph.lifetimes import last_check
+from staticgrad.graph.lifetimes import aligned, last_check
 from staticgrad.graph.members import Members
 from staticgrad.graph.node import Graph, Node
 from staticgrad.graph.plan import ALIGNMENT, Place, Plan
 from staticgrad.graph.structure import Structure
 from staticgrad.kernels.cache import DiskCache
-from staticgrad.kernels.cpu.contraction import lower_matmul, product_of, symbol_of
+from staticgrad.kernels.cpu.contraction import generated_product, lower_matmul
 from staticgrad.kernels.cpu.costs import BYTE, call_cost, fused_cost, product_cost
 from staticgrad.kernels.cpu.fused import generate, turns
-from staticgrad.kernels.cpu.gemm import Product, extent, grain, scratch_bytes
+from staticgrad.kernels.cpu.gemm import extent, grain, scratch_bytes
 from staticgrad.kernels.cpu.gemm_choice import own_is_faster
+from staticgrad.kernels.cpu.joins import sum_of_parts
 from staticgrad.kernels.cpu.kernel import Call, Kernel, Operand
 from staticgrad.kernels.cpu.phases import PARALLEL_FROM, SHARE_FROM, Range, Task, on_one_thread, on_threads
+from staticgrad.kernels.cpu.product_kernel import ProductCall, ProductKernel, with_epilogue
 from staticgrad.kernels.cpu.steps import Address, Arena, Argument, Check, Copy, Fill, Gemm, KernelCall, Step, Work
 from staticgrad.kernels.cpu.structural import lower_call
 from staticgrad.kernels.cpu.table import STATUS_BYTES, Table
@@ -33,14 +36,15 @@ NOWHERE = Arena(0)  # the address of a value without elements
 class Lowered:
     """What runs: kernels and generated matrix products by symbol, the steps, and the nodes that may report an error.
 
-    An error code is the position of its node, from 1. `parallel` says whether the steps are for all threads; each of
-    them needs `own_bytes` of memory behind the arena.
+    `names` tells for each group what computes it: "gemm" is BLAS. An error code is the position of its node, from 1.
+    `parallel` says whether the steps are for all threads; each of them needs `own_bytes` of memory behind the arena.
     """
 
     kernels: dict[str, Kernel] = field(default_factory=dict)
-    products: dict[str, Product] = field(default_factory=dict)
+    products: dict[str, ProductKernel] = field(default_factory=dict)
     steps: list[Step] = field(default_factory=list)
     errors: list[Node] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
     parallel: bool = False
     own_bytes: int = 0
 
@@ -71,8 +75,12 @@ class _Lowering:
         self.structures: dict[Group, Structure] = {
             group: structure_of(group.nodes, group.writes, self.members)
             for group in plan.groups
-            if group.kind == "fused" and _has_work(group)
+            if _is_generated(group) and _has_work(group)
         }
+        self.places = dict(plan.places)
+        for group in plan.groups:
+            if group.kind == "matmul":
+                self._place_product(group)
         self.costs = {group: self._cost(group) for group in plan.groups}
 
     def run(self, poison: bool, stamp: str) -> Lowered:
@@ -104,23 +112,34 @@ class _Lowering:
         lowered.steps = on_threads(self.tasks, thread_count()) if lowered.parallel else on_one_thread(self.tasks)
         return lowered
 
+    def _place_product(self, group: Group) -> None:
+        """Give a product that is not stored for itself a place, for where BLAS computes it."""
+        product = product_of(group.nodes)
+        assert product is not None
+        lent = stand_in(product, group.writes)
+        if lent is not None:
+            self.places[product] = self.places[lent]
+        else:
+            scratch = self.plan.scratch[group]
+            self.places[product] = replace(scratch, offset=scratch.offset + group.scratch_bytes - product.nbytes)
+
     # ------------------------------------------------------------ what to share
 
     def _cost(self, group: Group) -> float:
         traffic = sum(node.nbytes for node in (*group.reads, *group.writes))
-        if group in self.structures:
-            return fused_cost(self.structures[group], traffic)
+        found = fused_cost(self.structures[group], traffic) if group in self.structures else 0.0
         if group.kind == "matmul":
-            node = group.nodes[0]
+            node = product_of(group.nodes)
+            assert node is not None
             terms = node.operands[0].shape[-2 if node.attributes.get("transpose_x") else -1]
-            return product_cost(node.size * terms)
-        return call_cost(group.nodes[0])
+            found += product_cost(node.size * terms)
+        return call_cost(group.nodes[0]) if group.kind == "call" else found
 
     def _work_to_share(self) -> float:
         return sum(cost for group, cost in self.costs.items() if cost >= SHARE_FROM and self._can_be_shared(group))
 
     def _can_be_shared(self, group: Group) -> bool:
-        if group in self.structures:
+        if group.kind == "fused" and group in self.structures:
             return turns(self.structures[group]) > 1
         return group.kind == "matmul"
 
@@ -134,60 +153,102 @@ class _Lowering:
         self.tasks.append(Task(KernelCall(symbol, (place,)), alone=True))
 
     def _group(self, group: Group) -> None:
-        places = self.plan.places
-        reads = [_range(places[node], node.nbytes) for node in group.reads if node in places]
-        writes = [_range(places[node], node.nbytes) for node in group.writes if node in places]
-        cost = self.costs[group]
-        if group.kind == "matmul":
-            found = lower_matmul(group.nodes[0], self.members, self._element)
-            for step in found:
-                share = step.multiplications if isinstance(step, Gemm) else 0
-                own = self._generated(step) if isinstance(step, Gemm) else None
-                if own is None:
-                    self._add(step, reads, writes, product_cost(share))
-                else:
-                    scratch_range = [Range("own", 0, 1)] if len(own.addresses) > 3 else []
-                    self._add(own, reads, [*writes, *scratch_range], product_cost(share))
-        elif _has_work(group):
-            call = self._fused(group) if group.kind == "fused" else lower_call(group.nodes[0], self.members)
-            scratch = self.plan.scratch.get(group)
-            if scratch is not None:
-                writes.append(_range(scratch, group.scratch_bytes))
-            if call.own_bytes:
-                self.lowered.own_bytes = max(self.lowered.own_bytes, call.own_bytes)
-                writes.append(Range("own", 0, 1))
-            self._add(self._call(call, call, scratch), reads, writes, cost)
-            for join in call.joins:
-                self._add(self._call(join, call, scratch, joins=True), reads, writes)
+        reads = [_range(self.places[node], node.nbytes) for node in group.reads if node in self.places]
+        writes = [_range(self.places[node], node.nbytes) for node in group.writes if node in self.places]
+        scratch = self.plan.scratch.get(group)
+        if scratch is not None:
+            writes.append(_range(scratch, group.scratch_bytes))
+        if not _has_work(group):
+            self.lowered.names.append("")
+        elif group.kind == "matmul":
+            self.lowered.names.append(self._product(group, reads, writes))
+        elif group.kind == "fused":
+            self.lowered.names.append(self._kernel(group, self._fused(group), reads, writes))
+        else:
+            self.lowered.names.append(self._kernel(group, lower_call(group.nodes[0], self.members), reads, writes))
 
-    def _generated(self, step: Gemm) -> KernelCall | None:
+    def _kernel(self, group: Group, call: Call, reads: Sequence[Range], writes: Sequence[Range]) -> str:
+        scratch = self.plan.scratch.get(group)
+        if call.own_bytes:
+            self.lowered.own_bytes = max(self.lowered.own_bytes, call.own_bytes)
+            writes = [*writes, Range("own", 0, 1)]
+        self._add(self._call(call, scratch, call.own_bytes), reads, writes, self.costs[group])
+        for join in call.joins:
+            self._add(self._call(join, scratch, joins=True), reads, writes)
+        return call.kernel.symbol
+
+    def _product(self, group: Group, reads: Sequence[Range], writes: Sequence[Range]) -> str:
+        """The steps of a matrix product and its epilogue: one kernel, or BLAS and a kernel."""
+        product = product_of(group.nodes)
+        assert product is not None
+        steps = lower_matmul(product, self.members, self._element)
+        plain = group not in self.structures
+        names = []
+        for step in steps:
+            own = self._generated(step, product, group) if plain or len(steps) == 1 else None
+            if own is not None:
+                names.append(self._add_product(own, step, group, reads, writes))
+            else:
+                cost = product_cost(step.multiplications) if isinstance(step, Gemm) else 0.0
+                self._add(step, reads, writes, cost)
+                names.append("gemm")
+        if not plain and names == ["gemm"] * len(steps):
+            names.append(self._kernel(group, self._fused(group, product), [*reads, *writes], writes))
+        return "+".join(dict.fromkeys(names))
+
+    def _generated(self, step: Work, product: Node, group: Group) -> ProductCall | None:
         """The call of a kernel made for this product, where that is faster than BLAS."""
-        product = product_of(step)
-        if product is None or not own_is_faster(product, self.cache):
+        found = generated_product(step) if isinstance(step, Gemm) else None
+        if found is None or not own_is_faster(found, self.cache):
             return None
-        symbol = symbol_of(product)
-        self.lowered.products[symbol] = product
-        addresses = [step.a, step.b, step.c]
-        if own_bytes := scratch_bytes(product):
-            own_bytes = -(-own_bytes // ALIGNMENT) * ALIGNMENT
-            self.lowered.own_bytes = max(self.lowered.own_bytes, own_bytes)
+        return with_epilogue(found, product, group, self.members)
+
+    def _add_product(
+        self, call: ProductCall, step: Work, group: Group, reads: Sequence[Range], writes: Sequence[Range]
+    ) -> str:
+        assert isinstance(step, Gemm)
+        product, symbol = call.kernel.product, call.kernel.symbol
+        self.lowered.products[symbol] = call.kernel
+        shared = self.lowered.parallel and self.costs[group] >= SHARE_FROM and extent(product) > grain(product)
+        panel = aligned(scratch_bytes(product))
+        sums = [aligned(node.nbytes) for node in call.sums] if shared else []
+        own_bytes = panel + sum(sums)
+        addresses = [step.a, step.b, *(self._address(operand) for operand in call.operands)]
+        joins = []
+        for index, node in enumerate(call.sums):
+            if shared:
+                offset = panel + sum(sums[:index])
+                addresses.append(Arena(self.own_start + offset, own_bytes))
+                joins.append(sum_of_parts(node, offset, own_bytes, wide=False))
+            else:
+                addresses.append(self._element(node, 0))
+        if panel:
             addresses.append(Arena(self.own_start, own_bytes))
-        return KernelCall(symbol, tuple(addresses), extent(product), grain(product))
+        if own_bytes:
+            self.lowered.own_bytes = max(self.lowered.own_bytes, own_bytes)
+            writes = [*writes, Range("own", 0, 1)]
+        kernel_call = KernelCall(symbol, tuple(addresses), extent(product), grain(product))
+        self._add(kernel_call, reads, writes, self.costs[group])
+        for join in joins:
+            self._add(self._call(join, joins=True), reads, writes)
+        return symbol
 
-    def _fused(self, group: Group) -> Call:
-        places = self.plan.places
-        aliases: Mapping[Node, Node] = {
-            written: read for written, read in group.in_place if places[written] == places.get(read)
-        }
+    def _fused(self, group: Group, product: Node | None = None) -> Call:
+        """The kernel of a group; of all but its matrix product, which lies where its stand-in will lie."""
+        places = self.places
+        aliases = {written: read for written, read in group.in_place if places[written] == places.get(read)}
+        if product is not None and product not in group.writes:
+            aliases |= {node: product for node in group.writes if places[node] == places[product]}
         shared = self.lowered.parallel and self.costs[group] >= SHARE_FROM
-        return generate(self.structures[group], group.writes, aliases, shared=shared)
+        writes = [node for node in group.writes if node is not product]
+        return generate(self.structures[group], writes, aliases, shared=shared)
 
-    def _call(self, call: Call, main: Call, scratch: Place | None, *, joins: bool = False) -> KernelCall:
+    def _call(self, call: Call, scratch: Place | None = None, own_bytes: int = 0, *, joins: bool = False) -> KernelCall:
         kernel = self.lowered.kernels.setdefault(call.kernel.symbol, call.kernel)
-        addresses = tuple(self._address(operand, scratch, main.own_bytes) for operand in call.operands)
+        addresses = tuple(self._address(operand, scratch, own_bytes) for operand in call.operands)
         return KernelCall(kernel.symbol, addresses, call.extent, call.grain, joins, call.numbers)
 
-    def _address(self, operand: Operand, scratch: Place | None, own_bytes: int) -> Address:
+    def _address(self, operand: Operand, scratch: Place | None = None, own_bytes: int = 0) -> Address:
         if operand.kind == "status":
             return Argument(0, 0, STATUS_BYTES)
         if operand.kind == "error":
@@ -200,12 +261,17 @@ class _Lowering:
         if operand.kind in ("own", "joint"):
             return Arena(self.own_start + operand.offset, own_bytes if operand.kind == "own" else 0)
         assert operand.node is not None
-        place = self.plan.places.get(operand.node)
+        place = self.places.get(operand.node)
         return NOWHERE if place is None else self.table.address(place, operand.offset)
 
     def _element(self, owner: Node, offset: int) -> Address:
-        place = self.plan.places.get(owner)
+        place = self.places.get(owner)
         return NOWHERE if place is None else self.table.address(place, offset * owner.dtype.itemsize)
+
+
+def _is_generated(group: Group) -> bool:
+    """Whether there is a nest of loops in the group, around or beside a matrix product."""
+    return group.kind == "fused" or (group.kind == "matmul" and len(group.nodes) > 1)
 
 
 def _has_work(group: Group) -> bool:

@@ -17,7 +17,6 @@ import numpy as np
 from staticgrad.kernels.cache import DiskCache
 from staticgrad.kernels.cpu import native
 from staticgrad.kernels.cpu.compiler import code_of
-from staticgrad.kernels.cpu.gemm import gemm_ir
 from staticgrad.kernels.cpu.lower import lower
 from staticgrad.kernels.cpu.program import Program, address_of
 
@@ -46,7 +45,7 @@ class TimedProgram:
         self.groups = len(program.plan.groups)
         lowered = lower(program.graph, program.plan, stamp=_STAMP, cache=cache)
         code = {symbol: code_of(kernel, cache) for symbol, kernel in lowered.kernels.items()}
-        code |= {symbol: gemm_ir(product, symbol) for symbol, product in lowered.products.items()}
+        code |= {symbol: product.llvm() for symbol, product in lowered.products.items()}
         workspace = program.new_workspace()
         # stamps: twice before the first group, then after each group and after the copies
         self._stamps = np.zeros((self.groups + 3, 2), np.int64)

@@ -148,7 +148,7 @@ class Program:
         sources: the generated kernels as Python source, by name.
         from_cache: whether it was loaded from disk rather than compiled.
         early_outputs: the outputs that a run may have written although it failed.
-        calls: the kernels in the order in which a run calls them, matrix products left out.
+        calls: what computes each group of the plan, in order: a kernel, "gemm" for BLAS, or both.
     """
 
     def __init__(self, graph: Graph, facts: Mapping[str, Any], code: bytes) -> None:

@@ -110,8 +110,9 @@ def test_a_wrong_value_is_caught(op: str, monkeypatch: pytest.MonkeyPatch) -> No
         return ~value if value.dtype == np.bool_ else value * (1 + 1e-3)
 
     def function(x: Any) -> Any:
-        y = sg.tanh(x @ x)
-        return y, sg.sum(y, axis=0), y > 0.5
+        product = x @ x
+        y = sg.tanh(product)
+        return product, y, sg.sum(y, axis=0), y > 0.5
 
     x = np.random.default_rng(1).standard_normal((5, 5)).astype(np.float32)
     compiled = sg.compile(function, check=True)

@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from staticgrad.kernels.cpu.gemm.product import Product
 from staticgrad.kernels.cpu.gemm.writer import Text
 
 Epilogue = Callable[..., Any]
@@ -32,19 +33,23 @@ _BINARY = {
 }
 
 
-def apply(text: Text, epilogue: Epilogue, value: str, operands: Sequence[str], results: int) -> list[str]:
-    """Write the epilogue for one vector; the names of its results."""
+def apply(text: Text, epilogue: Epilogue, value: str, operands: Sequence[str], product: Product) -> list[str]:
+    """Write the epilogue for one vector; the names of its results. `operands` name those of the product."""
     from llvmlite import ir
 
     from staticgrad.kernels.cpu.vector_math.primitives import Value
 
-    kind = ir.FloatType() if text.dtype == "float32" else ir.DoubleType()
     builder = _Lanes(text)
-    answer = epilogue(*(Value(builder, _Lane(name, kind)) for name in (value, *operands)))
+    kind = builder.kind
+    kinds = [kind, *(ir.IntType(1) if side.boolean else kind for side in product.operands)]
+    given = [_Lane(name, kind) for name, kind in zip((value, *operands), kinds, strict=True)]
+    answer = epilogue(*(Value(builder, lane) for lane in given))
     answers = answer if isinstance(answer, tuple) else (answer,)
-    if len(answers) != results:
-        raise ValueError(f"gemm: an epilogue answers with one value for each output; got {len(answers)} for {results}")
-    return [builder.code(one.code) for one in answers]
+    if len(answers) != product.results:
+        raise ValueError(
+            f"gemm: an epilogue answers with one value for each output; got {len(answers)} for {product.results}"
+        )
+    return [builder.code(one.code if isinstance(one, Value) else ir.Constant(kind, one)) for one in answers]
 
 
 def emit(function: Callable[..., Any], *operands: Any) -> Any:
@@ -55,16 +60,15 @@ def emit(function: Callable[..., Any], *operands: Any) -> Any:
     from llvmlite import ir
     from numba import types
 
-    from staticgrad.kernels.cpu.vector_math.primitives import Value
+    from staticgrad.kernels.cpu.vector_math.primitives import Value, literal
 
     if "typingctx" not in inspect.signature(type_of := inspect.unwrap(function)).parameters:
         return function(*operands)
-    last = next(
-        operand for operand in reversed(operands) if isinstance(operand, Value) and operand.kind != ir.IntType(1)
-    )
+    builder = next(operand.builder for operand in operands if isinstance(operand, Value))
     known = {ir.FloatType(): types.float32, ir.DoubleType(): types.float64, ir.IntType(1): types.boolean}
     values = [
-        operand if isinstance(operand, Value) else Value(last.builder, last.same_kind(operand)) for operand in operands
+        operand if isinstance(operand, Value) else Value(builder, literal(builder.kind, operand))
+        for operand in operands
     ]
     found = type_of(None, *(known[value.kind] for value in values))
     if found is None:
@@ -72,7 +76,28 @@ def emit(function: Callable[..., Any], *operands: Any) -> Any:
             f"gemm: {function} does not take these operands in an epilogue; compute it in a kernel"
         )
     signature, codegen = found
-    return Value(last.builder, codegen(None, last.builder, signature, [value.code for value in values]))
+    return Value(builder, codegen(_Context(), builder, signature, [value.code for value in values]))
+
+
+def number(value: Any) -> Any:
+    """A truth value of an epilogue as 0 or 1; anything else as it is."""
+    from llvmlite import ir
+
+    from staticgrad.kernels.cpu.vector_math.primitives import Value
+
+    if not isinstance(value, Value) or value.kind != ir.IntType(1):
+        return value
+    builder = value.builder
+    return Value(builder, builder.select(value.code, ir.Constant(builder.kind, 1.0), ir.Constant(builder.kind, 0.0)))
+
+
+class _Context:
+    """What stands for Numba's context: asked for conversions only, and all operands are of one type."""
+
+    def cast(self, builder: Any, value: Any, source: Any, target: Any) -> Any:
+        if source != target:
+            raise NotImplementedError(f"gemm: an epilogue cannot convert {source} to {target}; compute it in a kernel")
+        return value
 
 
 class _Lane:
@@ -89,7 +114,10 @@ class _Lanes:
     """Takes the calls that an `llvmlite.ir.IRBuilder` takes, and writes vector instructions."""
 
     def __init__(self, text: Text) -> None:
+        from llvmlite import ir
+
         self.text = text
+        self.kind = ir.FloatType() if text.dtype == "float32" else ir.DoubleType()
         self.module = self  # asked for intrinsics only
 
     def __getattr__(self, name: str) -> Callable[[Any, Any], _Lane]:

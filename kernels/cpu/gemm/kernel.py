@@ -5,20 +5,22 @@ from __future__ import annotations
 from staticgrad.kernels.cpu.gemm.epilogue import Epilogue, apply
 from staticgrad.kernels.cpu.gemm.micro_kernel import Stream, accumulate
 from staticgrad.kernels.cpu.gemm.panel import pack_transposed
-from staticgrad.kernels.cpu.gemm.product import STACK_BYTES, Product, Tiling, check, panel_bytes, tiling
-from staticgrad.kernels.cpu.gemm.writer import Text
+from staticgrad.kernels.cpu.gemm.product import STACK_BYTES, Product, Side, Tiling, check, panel_bytes, tiling
+from staticgrad.kernels.cpu.gemm.writer import ZERO, Text
 
 LONG = 8  # instructions of an epilogue beyond which it runs in a loop over the rows of a finished tile
 
 
 def gemm_ir(product: Product, symbol: str, epilogue: Epilogue | None = None, tile: Tiling | None = None) -> str:
-    """LLVM IR of `void symbol(A, B, C, operands..., outputs..., [scratch,] i64 begin, i64 end)`.
+    """LLVM IR of `void symbol(A, B, C, operands..., outputs..., sums..., [scratch,] i64 begin, i64 end)`.
 
     Args: `epilogue(sum, *operands)` is written for each vector of C before it is stored; it answers with what is
-    stored, or with a tuple of that and of what goes to the further outputs. `tile` overrides the choice of tiles.
+    stored, or with a tuple of that, of what goes to the further outputs and of what is added up over the rows. `tile`
+    overrides the choice of tiles.
     The kernel computes rows [begin, end) of C, or matrices [begin, end) of a batch; begin is a multiple of
-    `grain(product)`, and so is end where it is not `extent(product)`. C, outputs and matrix operands may be the same
-    memory, element by element; A and B overlap none of them. Ready for code generation: no optimisation is needed.
+    `grain(product)`, and so is end where it is not `extent(product)`. The sums are those of the rows in this range. C,
+    outputs and matrix operands may be the same memory, element by element; A, B and the sums overlap nothing else.
+    Ready for code generation: no optimisation is needed.
     Raises ValueError when the product has no elements, or when the epilogue's results do not fit the outputs.
     """
     check(product)
@@ -27,7 +29,7 @@ def gemm_ir(product: Product, symbol: str, epilogue: Epilogue | None = None, til
 
 class _Kernel:
     def __init__(self, product: Product, symbol: str, epilogue: Epilogue | None, tile: Tiling) -> None:
-        if epilogue is None and (product.operands or product.outputs):
+        if epilogue is None and (product.operands or product.results > 1):
             raise ValueError(f"gemm: operands and outputs belong to an epilogue; got none with {product}; pass one")
         self.product = product
         self.symbol = symbol
@@ -36,31 +38,39 @@ class _Kernel:
         self.write = Text(product.dtype, tile.lanes)
         self.operands = [f"%operand{i}" for i in range(len(product.operands))]
         self.outputs = [f"%output{i}" for i in range(len(product.outputs))]
+        self.targets = [Side(product.ldc, 1), *product.outputs]
+        self.sums = [f"%sum{i}" for i in range(product.sums)]
         self.panel = "%panel"
         self.stack = panel_bytes(product, tile) <= STACK_BYTES
+        self.long = self._is_long()
 
     def text(self) -> str:
         product, write = self.product, self.write
         if self.tile.packed and self.stack:
             size = panel_bytes(product, self.tile)
             write.lines.append(f"  %panel = alloca [{size} x i8], align 64")
-        if self._long_epilogue():
+        if self.long:
             size = self.tile.rows * self.tile.vectors * self.tile.lanes * write.itemsize
             write.lines.append(f"  %tile = alloca [{size} x i8], align 64")
+        for pointer in self.sums:
+            self._clear(pointer)
         if product.batch > 1:
             with write.loop("%begin", "%end", 1) as index:
                 moved = write.scaled(index, product.stride_c)
-                c = [write.offset(pointer, moved) for pointer in ("%c", *self.outputs)]
+                c = [
+                    write.offset(pointer, moved, side.boolean)
+                    for pointer, side in zip(("%c", *self.outputs), self.targets, strict=True)
+                ]
                 a = write.offset("%a", write.scaled(index, product.stride_a))
                 b = write.offset("%b", write.scaled(index, product.stride_b))
                 operands = [
-                    write.offset(pointer, moved) if strides[0] and strides[1] else pointer
-                    for pointer, strides in zip(self.operands, product.operands, strict=True)
+                    write.offset(pointer, moved, side.boolean) if side.is_matrix else pointer
+                    for pointer, side in zip(self.operands, product.operands, strict=True)
                 ]
                 self._matrix(a, b, c, operands, "0", str(product.m))
         else:
             self._matrix("%a", "%b", ["%c", *self.outputs], self.operands, "%begin", "%end")
-        pointers = ["noalias readonly %a", "noalias readonly %b", "%c", *self.operands, *self.outputs]
+        pointers = ["noalias readonly %a", "noalias readonly %b", "%c", *self.operands, *self.outputs, *self.sums]
         if self.tile.packed and not self.stack:
             pointers.append("noalias %panel")
         parameters = ", ".join([*(f"ptr {pointer}" for pointer in pointers), "i64 %begin", "i64 %end"])
@@ -117,27 +127,18 @@ class _Kernel:
         write, product = self.write, self.product
         across, along = (1, product.lda) if product.transpose_a else (product.lda, 1)
         start = Stream(write.offset(a, write.scaled(row, across)), across, along)
+        sources = [self._at(*array, row, column) for array in zip(operands, product.operands, strict=True)]
+        targets = [self._at(*array, row, column) for array in zip(c, self.targets, strict=True)]
         sums = accumulate(write, product.k, start, b, rows, counts)
-        leading = [product.ldc, *product.outputs]
-        targets = [
-            write.offset(pointer, write.add(write.scaled(row, distance), column))
-            for pointer, distance in zip(c, leading, strict=True)
-        ]
-        sources = [
-            write.offset(pointer, write.add(write.scaled(row, down), write.scaled(column, right)))
-            for pointer, (down, right) in zip(operands, product.operands, strict=True)
-        ]
-        downs = [down for down, _ in product.operands]
 
-        def finish(index: int | str, line: list[str]) -> None:
-            """Store the row `index` of the tile."""
-            moved = [self._moved(target, index, distance) for target, distance in zip(targets, leading, strict=True)]
-            loaded = [self._moved(source, index, down) for source, down in zip(sources, downs, strict=True)]
-            self._row(line, moved, loaded, counts)
+        def finish(index: str, line: list[str]) -> list[list[str]]:
+            """Store the row `index` of the tile; what it adds to the sums."""
+            to = [self._at(*array, index, "0") for array in zip(targets, self.targets, strict=True)]
+            by = [self._at(*array, index, "0") for array in zip(sources, product.operands, strict=True)]
+            return self._row(line, to, by, counts)
 
-        if not self._long_epilogue():
-            for index, line in enumerate(sums):
-                finish(index, line)
+        if not self.long:
+            self._add_up([finish(str(index), line) for index, line in enumerate(sums)], column, counts)
             return
         width = len(counts) * write.lanes
         for index, line in enumerate(sums):
@@ -145,36 +146,78 @@ class _Kernel:
                 write.store(value, write.offset("%tile", index * width + vector * write.lanes))
         with write.loop("0", str(rows), 1) as turn:
             start_of_row = write.offset("%tile", write.scaled(turn, width))
-            finish(turn, [write.load(write.offset(start_of_row, first * write.lanes)) for first in range(len(counts))])
+            line = [write.load(write.offset(start_of_row, first * write.lanes)) for first in range(len(counts))]
+            self._add_up([finish(turn, line)], column, counts)
 
-    def _moved(self, pointer: str, row: int | str, distance: int) -> str:
-        """The address some rows further."""
-        by = row * distance if isinstance(row, int) else self.write.scaled(row, distance)
-        return self.write.offset(pointer, by)
+    def _at(self, pointer: str, side: Side, row: str, column: str) -> str:
+        """The address of an element."""
+        write = self.write
+        place = write.add(write.scaled(row, side.down), write.scaled(column, side.right))
+        return write.offset(pointer, place, side.boolean)
 
-    def _row(self, line: list[str], targets: list[str], sources: list[str], counts: list[int]) -> None:
-        """Finish and store the vectors of one row, given where it begins in the results and the operands."""
-        write, product = self.write, self.product
+    def _row(self, line: list[str], targets: list[str], sources: list[str], counts: list[int]) -> list[list[str]]:
+        """Finish and store the vectors of one row, given where it begins in the results and the operands.
+
+        For each vector the values that are to be added up.
+        """
+        write = self.write
+        added = []
         for vector, (value, count) in enumerate(zip(line, counts, strict=True)):
-            first = vector * write.lanes
-            places = [write.offset(target, first) for target in targets]
+            first = str(vector * write.lanes)
+            places = [self._at(*array, "0", first) for array in zip(targets, self.targets, strict=True)]
             loaded = [
-                self._operand(write.offset(source, first * right), right, count)
-                for source, (_, right) in zip(sources, product.operands, strict=True)
+                self._operand(self._at(source, side, "0", first), side, count)
+                for source, side in zip(sources, self.product.operands, strict=True)
             ]
-            for result, place in zip(self._finished(value, places[0], count, loaded), places, strict=True):
-                write.store(result, place, count)
+            results = self._finished(value, places[0], count, loaded)
+            for result, place, side in zip(results, places, self.targets, strict=False):
+                if side.boolean:
+                    write.store_flags(result, place, count)
+                else:
+                    write.store(result, place, count)
+            added.append(results[len(places) :])
+        return added
 
-    def _long_epilogue(self) -> bool:
+    def _add_up(self, added: list[list[list[str]]], column: str, counts: list[int]) -> None:
+        """Add what some rows leave, for each row and vector a value of each sum, to the sums of these columns."""
+        write = self.write
+        for number, pointer in enumerate(self.sums):
+            for vector, count in enumerate(counts):
+                total = self._total([row[vector][number] for row in added])
+                place = write.offset(write.offset(pointer, column), vector * write.lanes)
+                before = write.load(place, count)
+                write.store(write.value(f"fadd {write.vector} {before}, {total}"), place, count)
+
+    def _total(self, values: list[str]) -> str:
+        """The sum of some vectors, in pairs."""
+        while len(values) > 1:
+            pairs = zip(values[::2], values[1::2], strict=False)
+            rest = values[len(values) - len(values) % 2 :]
+            values = [self.write.value(f"fadd {self.write.vector} {x}, {y}") for x, y in pairs] + rest
+        return values[0]
+
+    def _clear(self, pointer: str) -> None:
+        """Set a row of sums to zero."""
+        write, n = self.write, self.product.n
+        whole = n - n % write.lanes
+        if whole:
+            with write.loop("0", str(whole), write.lanes) as column:
+                write.store(ZERO, write.offset(pointer, column))
+        if n % write.lanes:
+            write.store(ZERO, write.offset(pointer, whole), n % write.lanes)
+
+    def _is_long(self) -> bool:
         """Whether the epilogue is too long to be written for each vector of a tile: then it is one of each row."""
         if self.epilogue is None:
             return False
         trial = Text(self.product.dtype, self.tile.lanes)
-        apply(trial, self.epilogue, "%sum", self.operands, 1 + len(self.outputs))
+        apply(trial, self.epilogue, "%total", self.operands, self.product)
         return len(trial.lines) > LONG
 
-    def _operand(self, place: str, right: int, count: int) -> str:
-        return self.write.load(place, count) if right else self.write.broadcast(place)
+    def _operand(self, place: str, side: Side, count: int) -> str:
+        if side.boolean:
+            return self.write.load_flags(place, count) if side.right else self.write.broadcast_flag(place)
+        return self.write.load(place, count) if side.right else self.write.broadcast(place)
 
     def _finished(self, value: str, place: str, count: int, operands: list[str]) -> list[str]:
         write, product = self.write, self.product
@@ -185,4 +228,4 @@ class _Kernel:
             value = write.intrinsic("llvm.fmuladd", before, write.number(product.beta), value)
         if self.epilogue is None:
             return [value]
-        return apply(write, self.epilogue, value, operands, 1 + len(product.outputs))
+        return apply(write, self.epilogue, value, operands, product)

@@ -15,15 +15,33 @@ _CACHE_WAY, _SAFE_WAYS = 4096, 6  # bytes; of eight, or more in CPUs of today
 
 
 @dataclass(frozen=True, slots=True)
+class Side:
+    """An array that an epilogue reads or writes beside C: the distance between its rows and between its columns.
+
+    In elements: (0, 1) for a row that all rows of C meet, (1, 0) for a column, (ld, 1) for a matrix, (0, 0) for a
+    number. An array is the same for every matrix of a batch, but a matrix, which follows `stride_c`. Its elements are
+    of the product's dtype, or `boolean`: bytes that are 0 or 1.
+    """
+
+    down: int
+    right: int
+    boolean: bool = False
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether it has an element for each one of C."""
+        return self.down != 0 and self.right != 0
+
+
+@dataclass(frozen=True, slots=True)
 class Product:
     """`C = epilogue(alpha * op(A) @ op(B) + beta * C)` on row-major matrices of constant shape, `batch` times.
 
     Attributes:
         lda, ldb, ldc: distance between rows as stored, in elements; the strides are those between matrices.
-        operands: for each operand of the epilogue the distance between its rows and between its columns, in elements:
-            (0, 1) for a row that all rows of C meet, (1, 0) for a column, (ld, 1) for a matrix, (0, 0) for a number.
-            They are the same for every matrix of the batch, but matrices, which follow `stride_c`.
-        outputs: for each result of the epilogue after the first the distance between its rows, in elements.
+        operands: what the epilogue reads.
+        outputs: the matrices that take the epilogue's results after the first.
+        sums: how many further results are added up over the rows: each gives one row of n elements.
     """
 
     dtype: str
@@ -41,8 +59,14 @@ class Product:
     stride_a: int = 0
     stride_b: int = 0
     stride_c: int = 0
-    operands: tuple[tuple[int, int], ...] = ()
-    outputs: tuple[int, ...] = ()
+    operands: tuple[Side, ...] = ()
+    outputs: tuple[Side, ...] = ()
+    sums: int = 0
+
+    @property
+    def results(self) -> int:
+        """How many values an epilogue answers with."""
+        return 1 + len(self.outputs) + self.sums
 
 
 @dataclass(frozen=True, slots=True)

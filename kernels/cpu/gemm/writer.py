@@ -29,6 +29,15 @@ class Text:
         """The type of a vector."""
         return f"<{self.lanes} x {self.scalar}>"
 
+    @property
+    def flags(self) -> str:
+        """The type of a vector of truth values."""
+        return f"<{self.lanes} x i1>"
+
+    @property
+    def _bytes(self) -> str:
+        return f"<{self.lanes} x i8>"
+
     @contextmanager
     def vectors_of(self, lanes: int) -> Iterator[None]:
         """Inside, vectors have this many lanes."""
@@ -74,23 +83,25 @@ class Text:
 
     # ------------------------------------------------------------ addresses, in elements
 
-    def offset(self, pointer: str, elements: int | str) -> str:
+    def offset(self, pointer: str, elements: int | str, boolean: bool = False) -> str:
         """The address some elements further."""
         if elements in (0, "0"):
             return pointer
-        return self.value(f"getelementptr {self.scalar}, ptr {pointer}, i64 {elements}")
+        return self.value(f"getelementptr {'i8' if boolean else self.scalar}, ptr {pointer}, i64 {elements}")
 
     def scaled(self, index: str, factor: int) -> str:
         """An index times a constant."""
-        if factor == 0 or index == "0":
-            return "0"
+        if index.isdigit() or factor == 0:
+            return str(int(index) * factor if factor else 0)
         return index if factor == 1 else self.value(f"mul i64 {index}, {factor}")
 
-    def add(self, left: str, right: str | int) -> str:
+    def add(self, left: str, right: str) -> str:
         """The sum of two indices."""
-        if right in (0, "0"):
+        if left.isdigit() and right.isdigit():
+            return str(int(left) + int(right))
+        if right == "0":
             return left
-        return str(right) if left == "0" else self.value(f"add i64 {left}, {right}")
+        return right if left == "0" else self.value(f"add i64 {left}, {right}")
 
     # ------------------------------------------------------------ memory
 
@@ -105,11 +116,8 @@ class Text:
         align = align or self.itemsize
         if count is None or count == self.lanes:
             return self.value(f"load {self.vector}, ptr {pointer}, align {align}")
-        function = self.declare(
-            f"@llvm.masked.load.v{self.lanes}{_SUFFIX[self.dtype]}.p0",
-            self.vector,
-            f"ptr, i32, <{self.lanes} x i1>, {self.vector}",
-        )
+        name = f"@llvm.masked.load.v{self.lanes}{_SUFFIX[self.dtype]}.p0"
+        function = self.declare(name, self.vector, f"ptr, i32, {self.flags}, {self.vector}")
         arguments = f"ptr {pointer}, i32 {align}, {self._mask(count)}, {self.vector} {ZERO}"
         return self.value(f"call {self.vector} {function}({arguments})")
 
@@ -119,14 +127,40 @@ class Text:
         if count is None or count == self.lanes:
             self.lines.append(f"  store {self.vector} {value}, ptr {pointer}, align {align}")
             return
-        function = self.declare(
-            f"@llvm.masked.store.v{self.lanes}{_SUFFIX[self.dtype]}.p0",
-            "void",
-            f"{self.vector}, ptr, i32, <{self.lanes} x i1>",
-        )
+        name = f"@llvm.masked.store.v{self.lanes}{_SUFFIX[self.dtype]}.p0"
+        function = self.declare(name, "void", f"{self.vector}, ptr, i32, {self.flags}")
         self.lines.append(
             f"  call void {function}({self.vector} {value}, ptr {pointer}, i32 {align}, {self._mask(count)})"
         )
+
+    def broadcast_flag(self, pointer: str) -> str:
+        """The byte at an address, as a truth value in every lane."""
+        byte = self.value(f"load i8, ptr {pointer}, align 1")
+        flag = self.value(f"icmp ne i8 {byte}, 0")
+        one = self.value(f"insertelement {self.flags} poison, i1 {flag}, i64 0")
+        return self.value(f"shufflevector {self.flags} {one}, {self.flags} poison, {self._indices([0] * self.lanes)}")
+
+    def load_flags(self, pointer: str, count: int) -> str:
+        """A vector of truth values from `count` bytes."""
+        if count == self.lanes:
+            read = self.value(f"load {self._bytes}, ptr {pointer}, align 1")
+        else:
+            name = f"@llvm.masked.load.v{self.lanes}i8.p0"
+            function = self.declare(name, self._bytes, f"ptr, i32, {self.flags}, {self._bytes}")
+            read = self.value(
+                f"call {self._bytes} {function}(ptr {pointer}, i32 1, {self._mask(count)}, {self._bytes} {ZERO})"
+            )
+        return self.value(f"icmp ne {self._bytes} {read}, {ZERO}")
+
+    def store_flags(self, value: str, pointer: str, count: int) -> None:
+        """Store the first `count` truth values as bytes."""
+        wide = self.value(f"zext {self.flags} {value} to {self._bytes}")
+        if count == self.lanes:
+            self.lines.append(f"  store {self._bytes} {wide}, ptr {pointer}, align 1")
+            return
+        name = f"@llvm.masked.store.v{self.lanes}i8.p0"
+        function = self.declare(name, "void", f"{self._bytes}, ptr, i32, {self.flags}")
+        self.lines.append(f"  call void {function}({self._bytes} {wide}, ptr {pointer}, i32 1, {self._mask(count)})")
 
     def shuffle(self, left: str, right: str, indices: Sequence[int]) -> str:
         """The chosen elements of two vectors."""
@@ -137,7 +171,7 @@ class Text:
 
     def _mask(self, count: int) -> str:
         flags = ", ".join("i1 true" if lane < count else "i1 false" for lane in range(self.lanes))
-        return f"<{self.lanes} x i1> <{flags}>"
+        return f"{self.flags} <{flags}>"
 
     # ------------------------------------------------------------ control
 

@@ -4,6 +4,7 @@ import ctypes
 import itertools
 import mmap
 import sys
+from dataclasses import replace
 from math import erf
 
 import llvmlite.binding as llvm
@@ -12,7 +13,7 @@ import pytest
 
 from staticgrad.kernels.cpu import native
 from staticgrad.kernels.cpu import vector_math as vm
-from staticgrad.kernels.cpu.gemm import Product, emit, extent, gemm_ir, grain, scratch_bytes
+from staticgrad.kernels.cpu.gemm import Product, Side, emit, extent, gemm_ir, grain, scratch_bytes
 from staticgrad.kernels.cpu.gemm.product import Host, tiling
 from staticgrad.kernels.cpu.steps import Argument, KernelCall
 from staticgrad.kernels.cpu.vector_math.primitives import select
@@ -47,7 +48,7 @@ class Guarded:
 def compiled(spec, epilogue=None):
     """A function of addresses and a range, which calls the kernel once."""
     text = gemm_ir(spec, "product", epilogue)
-    addresses = 3 + len(spec.operands) + len(spec.outputs) + bool(scratch_bytes(spec))
+    addresses = 2 + len(spec.operands) + spec.results + bool(scratch_bytes(spec))
     call = KernelCall("product", tuple(map(Argument, range(addresses))), extent(spec), grain(spec))
     calls = {}
 
@@ -192,7 +193,9 @@ def test_nan_reaches_its_row_and_column_only():
 def finished(spec, epilogue, *operands):
     """The results of a product with an epilogue: C and the further outputs; and the product before it."""
     a, b, c, expected = matrices(spec)
-    further = [Guarded(np.zeros((spec.m, spec.n), spec.dtype), leading) for leading in spec.outputs]
+    further = [
+        Guarded(np.zeros((spec.m, spec.n), spec.dtype), leading) for leading in (side.down for side in spec.outputs)
+    ]
     pointers = [a, b, c, *operands, *further]
     compiled(spec, epilogue)([one.address if isinstance(one, Guarded) else one.ctypes.data for one in pointers])
     assert all(one.untouched() for one in (c, *further))
@@ -203,7 +206,7 @@ def finished(spec, epilogue, *operands):
 @pytest.mark.parametrize(("m", "n", "k"), [(32, 64, 64), (7, 19, 5), (1, 1, 2)])
 def test_bias_and_relu(m, n, k, dtype):
     bias = np.random.default_rng(1).standard_normal((1, n)).astype(dtype)
-    spec = product(m, n, k, tb=True, dtype=dtype, operands=((0, 1),))
+    spec = product(m, n, k, tb=True, dtype=dtype, operands=(Side(0, 1),))
 
     def epilogue(total, row):
         total = total + row
@@ -217,7 +220,7 @@ def test_operands_of_every_kind():
     m, n = 11, 35
     draw = np.random.default_rng(2)
     factor, column, number = (draw.standard_normal(shape).astype(np.float32) for shape in ((m, n), (m, 1), (1, 1)))
-    spec = product(m, n, 6, operands=((n + 2, 1), (1, 0), (0, 0)))
+    spec = product(m, n, 6, operands=(Side(n + 2, 1), Side(1, 0), Side(0, 0)))
     (found,), before = finished(
         spec, lambda total, x, y, z: (total * x - y) * z, Guarded(factor, n + 2), Guarded(column, 1), Guarded(number, 1)
     )
@@ -225,7 +228,7 @@ def test_operands_of_every_kind():
 
 
 def test_an_operand_in_the_place_of_the_result():
-    spec = product(12, 20, 7, operands=((20, 1),))
+    spec = product(12, 20, 7, operands=(Side(20, 1),))
     a, b, c, expected = matrices(spec)
     before = np.random.default_rng(3).standard_normal((12, 20)).astype(np.float32)
     c.values[...] = before
@@ -234,10 +237,59 @@ def test_an_operand_in_the_place_of_the_result():
 
 
 def test_two_outputs():
-    spec = product(10, 18, 4, outputs=(21,))
+    spec = product(10, 18, 4, outputs=(Side(21, 1),))
     (first, second), before = finished(spec, lambda total: (vm.tanh(total), total))
     np.testing.assert_allclose(second, before, rtol=0, atol=1e-5)
     np.testing.assert_allclose(first, np.tanh(before), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("long", [False, True])
+@pytest.mark.parametrize(("m", "n"), [(10, 18), (64, 70), (2, 3)])
+def test_truth_values_are_read_and_written_as_bytes(m, n, long):
+    draw = np.random.default_rng(4)
+    mask, row = (draw.integers(0, 2, shape).astype(np.uint8) for shape in ((m, n), (1, n)))
+    number = np.ones((1, 1), np.uint8)
+    sides = Side(n, 1, True), Side(0, 1, True), Side(0, 0, True)
+    spec = product(m, n, 4, operands=sides, outputs=(Side(n + 3, 1, True),))
+    a, b, c, expected = matrices(spec)
+    written = np.full((m, n + 3), 7, np.uint8)
+
+    def epilogue(total, x, y, z):
+        chosen = select((x & y) & z, total, 0.0)
+        return vm.tanh(chosen) if long else chosen, total > 0.0
+
+    pointers = [a.address, b.address, c.address, *(one.ctypes.data for one in (mask, row, number, written))]
+    compiled(spec, epilogue)(pointers)
+    chosen = np.where(mask & row, expected, 0)
+    np.testing.assert_allclose(c.values, np.tanh(chosen) if long else chosen, rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(written[:, :n], expected > 0)
+    assert (written[:, n:] == 7).all()
+    assert c.untouched()
+
+
+@pytest.mark.parametrize("long", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("m", "n", "batch"), [(67, 50, 1), (5, 3, 1), (9, 20, 4)])
+def test_sums_over_the_rows_of_a_range(m, n, batch, dtype, long):
+    spec = product(m, n, 6, tb=True, dtype=dtype, sums=2)
+    if batch > 1:
+        spec = replace(spec, batch=batch, stride_a=m * 6, stride_b=n * 6, stride_c=m * n)
+    a, b, c, expected = matrices(spec)
+    sums = [Guarded(np.full((1, n), np.nan, dtype), n) for _ in range(2)]
+
+    def epilogue(total):
+        value = vm.tanh(total) if long else total + 1.0
+        return value, value, total * total
+
+    pointers = [a.address, b.address, c.address, *(one.address for one in sums)]
+    finish = np.tanh if long else lambda total: total + 1.0
+    cut = 2 * grain(spec) if extent(spec) > 2 * grain(spec) else 0
+    for begin, end in ((0, extent(spec)), (cut, extent(spec)), (cut, cut)):
+        compiled(spec, epilogue)(pointers, begin, end)
+        part = expected[begin:end].reshape(-1, n)
+        for one, wanted in zip(sums, (finish(part), part * part), strict=True):
+            np.testing.assert_allclose(one.values[0], wanted.sum(0), rtol=TOLERANCE[dtype], atol=1e-3)
+            assert one.untouched()
 
 
 @pytest.mark.parametrize("name", ["tanh", "exp", "sigmoid", "erf", "log1p", "expm1", "maximum", "sign"])
@@ -297,8 +349,8 @@ def test_what_cannot_be_generated_is_named():
     with pytest.raises(ValueError, match="float32 or float64; got int32"):
         gemm_ir(product(3, 3, 4, dtype="int32"), "product")
     with pytest.raises(ValueError, match="belong to an epilogue"):
-        gemm_ir(product(3, 3, 4, operands=((0, 1),)), "product")
+        gemm_ir(product(3, 3, 4, operands=(Side(0, 1),)), "product")
     with pytest.raises(ValueError, match="one value for each output; got 1 for 2"):
-        gemm_ir(product(3, 3, 4, outputs=(3,)), "product", lambda total: total)
+        gemm_ir(product(3, 3, 4, outputs=(Side(3, 1),)), "product", lambda total: total)
     with pytest.raises(ValueError, match="ldc must reach over a row"):
         gemm_ir(Product("float32", 3, 4, 5, False, False, 5, 4, 3), "product")
