@@ -3,10 +3,9 @@
 A bias, an activation and its derivative: work on each element, together with sums over the rows such as the gradient
 of a bias. The product then need not be stored and read again.
 
-What streams several arrays from memory, an optimizer's update above all, is left to a kernel of its own: it would come
-tile by tile, slower than in order, and the divisions and roots of Adam hide behind the memory only there. On a Zen 4
-machine a product of 256 x 256 x 1024 took 1.18 ms, with one matrix read by its epilogue 1.22, with three 1.35; a kernel
-of its own adds 0.05 and 0.10.
+What streams large arrays beside the product is left to a kernel of its own: here they would come tile by tile, some
+bytes of many rows, which is slow. On a Zen 4 machine a product of 256 x 256 x 1024 took 1.37 ms with its arrays in
+memory; multiplied by another matrix, 1.55, while a kernel of its own adds 0.07.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from staticgrad.graph.members import Access, Member
 from staticgrad.graph.node import Node
 from staticgrad.graph.views import Layout, boundaries, split
 
-MATRICES_READ, MATRICES_WRITTEN = 1, 2  # of the product's size and dtype; more is faster in a kernel of its own
+NEAR = 2**17  # bytes of a product up to which it and its like lie in a cache close by
 LONGEST_SUM = 4096  # rows that are added up in the product's dtype: tile by tile, as precise as a quarter of them
 
 OPS = frozenset(
@@ -52,14 +51,13 @@ def can_follow(product: Node, members: Sequence[Member]) -> bool:
 
 
 def is_light(product: Node, members: Sequence[Member], writes: Collection[Node]) -> bool:
-    """Whether members that can follow the product read and write few enough matrices."""
+    """Whether members that can follow the product read and write little beside one matrix."""
     inside = {member.node for member in members} | {product}
     accesses = [access for member in members for access in member.accesses if access.owner not in inside]
     read = {(access.owner, access.offset) for access in accesses if all(row_and_column(access, product))}
-    nbytes_read = sum(owner.dtype.itemsize for owner, _ in read)
-    nbytes_written = sum(node.dtype.itemsize for node in writes if node.size == product.size)
-    itemsize = product.dtype.itemsize
-    return nbytes_read <= MATRICES_READ * itemsize and nbytes_written <= MATRICES_WRITTEN * itemsize
+    beside = sum(owner.dtype.itemsize for owner, _ in read) - product.dtype.itemsize
+    beside += sum(node.dtype.itemsize for node in writes if node.size == product.size)
+    return beside <= (2 if product.nbytes <= NEAR else 0.5) * product.dtype.itemsize
 
 
 def row_and_column(access: Access, product: Node) -> tuple[int, int]:

@@ -340,6 +340,15 @@ def _d_erfc(*, x: Any) -> Any:
     return exp(-(x * x)) * (-2 / math.sqrt(math.pi))
 
 
+def _gelu(x: Any) -> Any:
+    return 0.5 * x * (1.0 + vm.erf(x * 0.7071067811865476))
+
+
+def _d_gelu(*, x: Any) -> Any:
+    density = exp(-0.5 * (x * x)) * (1 / math.sqrt(2 * math.pi))
+    return 0.5 * (1.0 + erf(x * math.sqrt(0.5))) + x * density
+
+
 def _lgamma(x: Any) -> Any:
     return vm.lgamma(x)
 
@@ -354,6 +363,7 @@ def _digamma(x: Any) -> Any:
 
 erf = _unary("erf", _erf, _d_erf)
 erfc = _unary("erfc", _erfc, _d_erfc)
+gelu = _unary("gelu", _gelu, _d_gelu)
 _NO_POLYGAMMA = "polygamma functions are not among the ops yet"
 
 lgamma = _unary("lgamma", _lgamma, _d_lgamma, POSITIVE, exempt={"second order": f"digamma: {_NO_POLYGAMMA}"})

@@ -6,6 +6,7 @@ a square root (it differs at -0.0 and -inf); any change in the order of a sum. T
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from staticgrad.graph.node import Node
 from staticgrad.graph.ops.arithmetic import add, div, mul, neg, sub
-from staticgrad.graph.ops.transcendental import reciprocal, square
+from staticgrad.graph.ops.transcendental import erf, reciprocal, square
 from staticgrad.graph.rewrites.rewriter import Rewriter, is_floating, uniform
 
 # ---------------------------------------------------------------- add and sub
@@ -198,6 +199,14 @@ def pow_constant(node: Node, rewriter: Rewriter) -> Node | None:
     return None
 
 
+def gelu_written_out(node: Node, rewriter: Rewriter) -> Node:
+    """gelu(x) -> x / 2 (1 + erf(x sqrt(1/2))), whose error function the slope then shares."""
+    (x,) = node.operands
+    inner = rewriter.make(erf, rewriter.make(mul, x, rewriter.full(math.sqrt(0.5), node)))
+    half = rewriter.make(mul, rewriter.full(0.5, node), x)
+    return rewriter.make(mul, half, rewriter.make(add, rewriter.full(1, node), inner))
+
+
 # ---------------------------------------------------------------- shared
 
 
@@ -221,4 +230,5 @@ RULES = {
     "trunc": (twice_the_same,),
     "round": (twice_the_same,),
     "pow": (pow_constant,),
+    "gelu": (gelu_written_out,),
 }

@@ -10,8 +10,10 @@ from __future__ import annotations
 import math
 
 import staticgrad as sg
+from staticgrad.binding import bind
 from staticgrad.capture_state import composite
 from staticgrad.graph.errors import ShapeError
+from staticgrad.graph.ops import transcendental
 from staticgrad.nn.arguments import floating_tensor
 from staticgrad.tensor import Tensor
 
@@ -114,7 +116,7 @@ def gelu(input: Tensor, approximate: str = "none") -> Tensor:
     """
     input = floating_tensor("gelu", "input", input)
     if approximate == "none":
-        return 0.5 * input * (1.0 + sg.erf(input * math.sqrt(0.5)))
+        return bind(transcendental.gelu, (input,), {})
     if approximate == "tanh":
         inner = math.sqrt(2.0 / math.pi) * (input + 0.044715 * (input * input * input))
         return 0.5 * input * (1.0 + sg.tanh(inner))

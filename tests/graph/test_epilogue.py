@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from builder import Builder
 
-from staticgrad.graph.epilogue import LONGEST_SUM
+from staticgrad.graph.epilogue import LONGEST_SUM, NEAR
 from staticgrad.graph.fusion import fuse
 from staticgrad.graph.group import Group
 from staticgrad.graph.node import Node
@@ -22,6 +22,10 @@ def one_group(build: Callable[[Builder, Node], Node], shape: tuple[int, ...] = (
     b = Builder()
     product = b("matmul", b.argument((*shape[:-1], 4)), b.argument((4, shape[-1])))
     return len(groups_of(build(b, product), builder=b)) == 1
+
+
+def matrix(b: Builder) -> Node:
+    return b.argument((8, 6))
 
 
 def test_bias_and_activation() -> None:
@@ -96,7 +100,7 @@ def test_what_can_follow(build: Callable[[Builder, Node], Node]) -> None:
         lambda b, product: b("cast", product, dtype="float64"),
         lambda b, product: b("select", b("equal", b.argument((8, 6), "int32"), 0), product, 0.0),
         lambda b, product: b("lgamma", product),
-        lambda b, product: b("add", b("mul", product, b.argument((8, 6))), b.argument((8, 6))),
+        lambda b, product: b("sub", b("add", b("mul", product, matrix(b)), matrix(b)), matrix(b)),
     ],
     ids=[
         "turned",
@@ -108,11 +112,19 @@ def test_what_can_follow(build: Callable[[Builder, Node], Node]) -> None:
         "wider",
         "integers",
         "branches",
-        "two matrices",
+        "matrices",
     ],
 )
 def test_what_has_a_kernel_of_its_own(build: Callable[[Builder, Node], Node]) -> None:
     assert not one_group(build)
+
+
+@pytest.mark.parametrize(("rows", "together"), [(128, True), (512, False)])
+def test_a_large_matrix_is_streamed_by_a_kernel_of_its_own(rows: int, together: bool) -> None:
+    shape = (rows, NEAR // 4 // 128)
+    assert one_group(lambda b, product: b("mul", product, b.argument(shape)), shape) is together
+    assert one_group(lambda b, product: b("select", b.argument(shape, "bool"), product, 0.0), shape)
+    assert one_group(lambda b, product: b("tanh", product), shape)
 
 
 @pytest.mark.parametrize(("rows", "alone"), [(LONGEST_SUM, True), (LONGEST_SUM + 1, False)])
