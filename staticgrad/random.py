@@ -27,7 +27,7 @@ from staticgrad.operands import check_dtype
 from staticgrad.tensor import DEFAULT_FLOAT, Array, Tensor
 
 _WORD = np.dtype(np.uint64)
-_BLOCK = 2**16  # elements drawn at a time where ops run at once: what they pass through stays in the cache
+_BLOCK = 2**15  # elements drawn at a time where ops run at once: what they pass through stays in the cache
 
 
 class Generator:
