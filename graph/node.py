@@ -15,6 +15,9 @@ from staticgrad.graph.location import UNKNOWN, Location
 if TYPE_CHECKING:
     from staticgrad.graph.op import Op
 
+ALIGNMENT = 64
+"""Bytes: slots of the arena start at multiples of it; a cache line, and the widest vector register."""
+
 Shape = tuple[int, ...]
 DType = np.dtype[Any]
 

@@ -21,8 +21,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from staticgrad.kernels.cpu.blas_calls import GET_THREADS, SET_THREADS
-
+GEMM_SYMBOL = {"float32": "staticgrad_sgemm", "float64": "staticgrad_dgemm"}
+GEMV_SYMBOL = {"float32": "staticgrad_sgemv", "float64": "staticgrad_dgemv"}
+GET_THREADS, SET_THREADS = "staticgrad_get_threads", "staticgrad_set_threads"
+BLAS_SYMBOLS = frozenset((*GEMM_SYMBOL.values(), *GEMV_SYMBOL.values(), GET_THREADS, SET_THREADS))
 _ROUTINES = {f"staticgrad_{name}": name for name in ("sgemm", "dgemm", "sgemv", "dgemv")}
 _PATIENCE = "OPENBLAS_THREAD_TIMEOUT"  # OpenBLAS reads it when it is loaded
 

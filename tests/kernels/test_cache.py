@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -297,7 +298,7 @@ class TestNoPlaceToWrite:
         def refuse(*arguments, **options):
             raise OSError(errno.EROFS, "Read-only file system")
 
-        monkeypatch.setattr(cache_module.tempfile, "mkstemp", refuse)
+        monkeypatch.setattr(tempfile, "mkstemp", refuse)
         monkeypatch.setattr(os, "utime", refuse)
         assert not cache.put("program", content_key("other"), b"x")
         assert cache.get("program", KEY) == b"payload"
