@@ -113,7 +113,7 @@ class Capture:
         """Append the node for `op` applied to `tensors`."""
         location = self._backward[-1][0] if self._backward else user_location()
         self.last_location = location
-        operands = tuple(self.node_of(tensor) for tensor in tensors)
+        operands = tuple([self.node_of(tensor) for tensor in tensors])
         return Node(op, operands, attributes, spec.shape, spec.dtype, self.scope, location)
 
     def node_of(self, tensor: Tensor) -> Node:

@@ -186,7 +186,9 @@ def _reaches_others(values: Sequence[Tensor], leaves: Sequence[Tensor]) -> bool:
         seen.add(id(edge))  # the identity that begins a differentiable argument leads on to it through its edge
         if isinstance(edge, Tensor):
             return True
-        pending.extend(other for other in edge.edges if other is not None)
+        for other in edge.edges:
+            if other is not None and id(other) not in seen:
+                pending.append(other)
     return False
 
 
