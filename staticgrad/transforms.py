@@ -186,9 +186,7 @@ def _reaches_others(values: Sequence[Tensor], leaves: Sequence[Tensor]) -> bool:
         seen.add(id(edge))  # the identity that begins a differentiable argument leads on to it through its edge
         if isinstance(edge, Tensor):
             return True
-        for other in edge.edges:
-            if other is not None and id(other) not in seen:
-                pending.append(other)
+        pending += [other for other in edge.edges if other is not None and id(other) not in seen]
     return False
 
 

@@ -265,9 +265,7 @@ def _leading_to(wanted: Sequence[Any], roots: Sequence[Any]) -> set[int]:
         node = pending.pop()
         if id(node) not in nodes:
             nodes[id(node)] = node
-            for edge in node.edges:
-                if isinstance(edge, TapeNode) and id(edge) not in nodes:
-                    pending.append(edge)
+            pending += [edge for edge in node.edges if isinstance(edge, TapeNode) and id(edge) not in nodes]
     useful = {id(edge) for edge in wanted}
     for node in sorted(nodes.values(), key=_by_serial):
         for edge in node.edges:
