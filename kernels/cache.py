@@ -232,14 +232,16 @@ class DiskCache:
         _check_owner(os.stat(self.directory), f"folder {self.directory}")
 
     def _write(self, name: str, payload: bytes) -> None:
-        """Write beside the target and rename: readers see the old entry, the new one or none, never a part."""
+        """Write beside the target and rename: readers see the old entry, the new one or none, never a part.
+
+        Nothing is forced to the disk: what a machine that loses power leaves torn fails its checksum.
+        """
         import tempfile
 
         descriptor, temporary = tempfile.mkstemp(suffix=_TEMPORARY, prefix=f"{os.getpid()}-", dir=self.directory)
         try:
             with open(descriptor, "wb") as file:
                 _write_all(file.fileno(), _pack(name, payload))
-                os.fsync(file.fileno())
             os.replace(temporary, self.directory / name)
         except BaseException:
             with contextlib.suppress(OSError):

@@ -14,7 +14,8 @@ what to do when a new Numba breaks it:
 - `typing.Context`, `cpu.CPUContext`: Numba's knowledge of types and of how to lower them. Its own pair takes 0.2 s to
   load arrays, lists and strings; `_LoopTyping` and `_LoopLowering` know numbers, ranges and pointers. A kernel that
   needs more (`lgamma`) is compiled with Numba's own, and so would be all, were the lean pair to fail.
-- `Context._get_global_type`: what `resolve_value_type` asks last; without our override of that, compiling takes 10 ms more.
+- `Context._get_global_type`: what `resolve_value_type` asks last. Without our override of that, compiling the first
+  kernel takes 10 ms more.
 - `_get_module_for_linking`: the IR of the functions that a kernel calls. Where it is gone, `get_llvm_str` of the same
   library, with linkage changed, gives the same.
 
