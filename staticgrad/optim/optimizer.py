@@ -282,4 +282,4 @@ def scalar_of(value: Any, dtype: np.dtype[Any]) -> Any:
 
 def concrete_full(shape: tuple[int, ...], value: float, dtype: Any) -> Tensor:
     """A Tensor filled with `value` that is state, also while a step is being captured."""
-    return Tensor(np.full(shape, value, dtype) if value else np.zeros(shape, dtype))  # untouched pages cost nothing
+    return Tensor(np.full(shape, value, dtype))
