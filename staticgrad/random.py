@@ -152,6 +152,9 @@ def _drawn(draw: Callable[[int], Tensor], shape: tuple[int, ...], dtype: np.dtyp
     count = math.prod(shape)
     if count <= _BLOCK or not context.plain:
         return _shaped(draw(count), shape)
+    # The C library gives freed memory back to the system, to be cleared and mapped again for the next block, until it
+    # has seen a larger piece come and go.
+    np.empty(2**24, np.uint8)
     found = np.empty(count, dtype)
     for start in range(0, count, _BLOCK):
         part = found[start : start + _BLOCK]

@@ -125,10 +125,12 @@ def threefry2x32(key: Array, counter: Array) -> Array:
                 turn = number // 4 + 1
                 np.add(x, keys[turn % 3], out=x)
                 np.add(y, keys[(turn + 1) % 3] + np.uint32(turn), out=y)
-    return x.astype(np.uint64) | (y.astype(np.uint64) << np.uint64(32))
+    words: Array = y.astype(np.uint64)
+    np.left_shift(words, np.uint64(32), out=words)
+    return np.bitwise_or(words, x, out=words)
 
 
 def _words(value: Array) -> tuple[Array, Array]:
     """The low and the high 32 bits of uint64 values."""
     wide = np.asarray(value, np.uint64)
-    return (wide & np.uint64(0xFFFFFFFF)).astype(np.uint32), (wide >> np.uint64(32)).astype(np.uint32)
+    return wide.astype(np.uint32), (wide >> np.uint64(32)).astype(np.uint32)
