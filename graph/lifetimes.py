@@ -14,11 +14,8 @@ from typing import Literal
 
 from staticgrad.graph.errors import GraphError
 from staticgrad.graph.group import Group
-from staticgrad.graph.node import Graph, Node
+from staticgrad.graph.node import ALIGNMENT, Graph, Node
 from staticgrad.graph.ops.indexing import checked_index
-
-ALIGNMENT = 64
-"""Bytes: slots of the arena start at multiples of it; a cache line, and the widest vector register."""
 
 Space = Literal["arena", "input", "output", "constant"]
 

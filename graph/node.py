@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,10 +15,13 @@ from staticgrad.graph.location import UNKNOWN, Location
 if TYPE_CHECKING:
     from staticgrad.graph.op import Op
 
+ALIGNMENT = 64
+"""Bytes: slots of the arena start at multiples of it; a cache line, and the widest vector register."""
+
 Shape = tuple[int, ...]
 DType = np.dtype[Any]
 
-_serial = itertools.count()
+_next_serial = itertools.count().__next__
 
 
 class Spec(NamedTuple):
@@ -31,22 +34,59 @@ class Spec(NamedTuple):
         return f"{self.dtype}[{', '.join(map(str, self.shape))}]"
 
 
-@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
-class Node:
-    """One value of a graph: the op that makes it, from which operands, and of what type.
+class _OpenNode:
+    """A node while it is made: its attributes can be set."""
 
-    Nodes compare by identity. `serial` grows in the order of creation, so operands always come before the node that
-    reads them and sorting by `serial` is a topological order.
-    """
+    __slots__ = ("__weakref__", "attributes", "dtype", "location", "op", "operands", "scope", "serial", "shape")
 
     op: Op
     operands: tuple[Node, ...]
     attributes: Mapping[str, Any]
     shape: Shape
     dtype: DType
-    scope: str = ""
-    location: Location = UNKNOWN
-    serial: int = field(default_factory=_serial.__next__)
+    scope: str
+    location: Location
+    serial: int
+
+
+class Node(_OpenNode):
+    """One value of a graph: the op that makes it, from which operands, and of what type.
+
+    Nodes compare by identity. `serial` grows in the order of creation, so operands always come before the node that
+    reads them and sorting by `serial` is a topological order.
+    """
+
+    __slots__ = ()
+
+    def __new__(
+        cls,
+        op: Op,
+        operands: tuple[Node, ...],
+        attributes: Mapping[str, Any],
+        shape: Shape,
+        dtype: DType,
+        scope: str = "",
+        location: Location = UNKNOWN,
+    ) -> Node:
+        """The node, which nobody can change from then on. A frozen dataclass takes three times as long to make."""
+        made: Any = _OpenNode()
+        made.op = op
+        made.operands = operands
+        made.attributes = attributes
+        made.shape = shape
+        made.dtype = dtype
+        made.scope = scope
+        made.location = location
+        made.serial = _next_serial()
+        made.__class__ = cls
+        node: Node = made
+        return node
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"Node: a node cannot be changed; make a new one with another {name}")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"Node: a node cannot be changed; it keeps its {name}")
 
     @property
     def spec(self) -> Spec:

@@ -257,11 +257,14 @@ def elementwise(
     """
     operands = tuple(n for n, p in inspect.signature(scalar).parameters.items() if p.kind is not p.KEYWORD_ONLY)
     typed = [i for i in range(len(operands)) if i not in free]
+    accepted: set[DType] = set()  # asking again costs more than the rest of the rule
 
     def infer(specs: Sequence[Spec], attributes: Mapping[str, Any]) -> Spec:
         first = specs[typed[0]]
         shape, common = first
-        require_dtype(name, common, dtype)
+        if common not in accepted:
+            require_dtype(name, common, dtype)
+            accepted.add(common)
         for i in free:
             require_dtype(name, specs[i].dtype, "boolean")
         for i in typed[1:]:

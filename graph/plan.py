@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from staticgrad.graph.group import Group
-from staticgrad.graph.lifetimes import ALIGNMENT, Buffer, Home, Place, Storage, aligned, assign_storage
-from staticgrad.graph.node import Graph, Node
+from staticgrad.graph.lifetimes import Buffer, Home, Place, Storage, aligned, assign_storage
+from staticgrad.graph.node import ALIGNMENT, Graph, Node
 from staticgrad.graph.offsets import lower_bound, plan_offsets
 
 __all__ = ["ALIGNMENT", "Place", "Plan", "Slot", "describe_group", "format_memory", "make_plan"]

@@ -8,8 +8,8 @@ from typing import NoReturn
 
 from staticgrad.graph.errors import GraphError
 from staticgrad.graph.group import Group
-from staticgrad.graph.lifetimes import ALIGNMENT, Place
-from staticgrad.graph.node import Graph, Node
+from staticgrad.graph.lifetimes import Place
+from staticgrad.graph.node import ALIGNMENT, Graph, Node
 from staticgrad.graph.plan import Plan
 
 __all__ = ["check_plan"]

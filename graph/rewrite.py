@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from staticgrad.graph.node import Graph
+from staticgrad.graph.node import Graph, Node
+from staticgrad.graph.ops import leaf, shape
 from staticgrad.graph.rewrites import arithmetic, constants, logic, products, reductions, views
 from staticgrad.graph.rewrites.rewriter import Rewriter, Rule
 
@@ -22,10 +23,25 @@ def _table(*families: Mapping[str, tuple[Rule, ...]]) -> dict[str, tuple[Rule, .
     return table
 
 
+_STRETCHED = frozenset((leaf.constant, shape.broadcast_to, shape.reshape))
+
+
+def _of_stretched_operands(node: Node, rewriter: Rewriter) -> Node | None:
+    """The rules for elementwise ops of constants, broadcasts and reshapes; most nodes have no such operand."""
+    for operand in node.operands:
+        if operand.op in _STRETCHED:
+            break
+    else:
+        return None
+    return (
+        constants.fold(node, rewriter) or constants.fold_uniform(node, rewriter) or views.bare_operands(node, rewriter)
+    )
+
+
 # For each op the rules that are tried in order; those of its kind come first.
 RULES = _table(arithmetic.RULES, logic.RULES, views.RULES, reductions.RULES, products.RULES)
 RULES_OF_KIND: Mapping[str, tuple[Rule, ...]] = {
-    "elementwise": (constants.fold, constants.fold_uniform, views.bare_operands),
+    "elementwise": (_of_stretched_operands,),
     "view": (constants.fold,),
     "reduction": (constants.fold,),
     "structural": (constants.fold,),

@@ -27,7 +27,6 @@ from heapq import heapify, heappop, heappush
 
 from staticgrad.graph.group import Group
 from staticgrad.graph.lifetimes import (
-    ALIGNMENT,
     Uses,
     aligned,
     assign_storage,
@@ -35,7 +34,7 @@ from staticgrad.graph.lifetimes import (
     first_checks,
     replaceable_states,
 )
-from staticgrad.graph.node import Graph, Node
+from staticgrad.graph.node import ALIGNMENT, Graph, Node
 from staticgrad.graph.offsets import lower_bound
 
 __all__ = ["memory_need", "order"]

@@ -40,12 +40,17 @@ def graph_key(graph: Graph) -> str:
     """
     numbers: dict[Node, int] = {leaf: number for number, leaf in enumerate(graph.inputs)}
     lines = [f"input {leaf.attributes['role']} {_type(leaf)}" for leaf in graph.inputs]
+    types: dict[tuple[Any, ...], str] = {}  # most values of a graph are of a few types
     for node in canonical_order(graph):
         if node in numbers:
             continue
         numbers[node] = len(numbers)
         operands = ",".join([str(numbers[operand]) for operand in node.operands])
-        lines.append(f"{node.op.name} {operands} {_canonical(node.attributes)} {_type(node)}")
+        key = (node.shape, node.dtype)
+        kind = types.get(key)
+        if kind is None:
+            kind = types[key] = _type(node)
+        lines.append(f"{node.op.name} {operands} {_canonical(node.attributes) if node.attributes else ''} {kind}")
     lines.append(f"outputs {[numbers[node] for node in graph.outputs]}")
     lines.append(f"updates {[(numbers[leaf], numbers[value]) for leaf, value in graph.updates]}")
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
@@ -59,9 +64,12 @@ def canonical_order(graph: Graph) -> list[Node]:
         pending = [result]
         while pending:
             node = pending[-1]
-            missing = [operand for operand in node.operands if operand not in seen]
+            missing = False
+            for operand in reversed(node.operands):
+                if operand not in seen:
+                    pending.append(operand)
+                    missing = True
             if missing:
-                pending.extend(reversed(missing))
                 continue
             pending.pop()
             if node not in seen:

@@ -15,14 +15,12 @@ import json
 import os
 import stat
 import struct
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 FORMAT_VERSION = 1
 DEFAULT_LIMIT = 512 * 2**20
@@ -36,8 +34,7 @@ _TEMPORARY = ".tmp"
 _NOT_FOUND = (errno.ENOENT, errno.ENOTDIR)
 
 
-@dataclass(frozen=True, slots=True)
-class CacheInfo:
+class CacheInfo(NamedTuple):
     """What `DiskCache.info` reports: the folder's state, and what this process did with it."""
 
     directory: Path
@@ -50,12 +47,10 @@ class CacheInfo:
     failures: int
 
 
-@dataclass(slots=True)
 class _Counts:
-    hits: int = 0
-    misses: int = 0
-    failures: int = 0
-    reason: str = ""
+    def __init__(self) -> None:
+        self.hits = self.misses = self.failures = 0
+        self.reason = ""
 
 
 _COUNTS_LOCK = threading.Lock()
@@ -237,12 +232,16 @@ class DiskCache:
         _check_owner(os.stat(self.directory), f"folder {self.directory}")
 
     def _write(self, name: str, payload: bytes) -> None:
-        """Write beside the target and rename: readers see the old entry, the new one or none, never a part."""
+        """Write beside the target and rename: readers see the old entry, the new one or none, never a part.
+
+        Nothing is forced to the disk: what a machine that loses power leaves torn fails its checksum.
+        """
+        import tempfile
+
         descriptor, temporary = tempfile.mkstemp(suffix=_TEMPORARY, prefix=f"{os.getpid()}-", dir=self.directory)
         try:
             with open(descriptor, "wb") as file:
                 _write_all(file.fileno(), _pack(name, payload))
-                os.fsync(file.fileno())
             os.replace(temporary, self.directory / name)
         except BaseException:
             with contextlib.suppress(OSError):

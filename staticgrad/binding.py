@@ -28,11 +28,11 @@ def bind(op: Op, operands: Sequence[Any], attributes: dict[str, Any]) -> Tensor:
     try:
         if plain and not attributes and len(tensors) == 2 and op.kind == "elementwise":
             out = Tensor(_run_pair(op, tensors))
-        elif plain or context.capture is None:
+        elif plain or (capture := context.capture) is None:
             out = Tensor(_run(op, tensors, attributes, None if plain else context.observer))
         else:
             spec = op.infer([t.spec for t in tensors], attributes)
-            out = Tensor(context.capture.append(op, tensors, attributes, spec))
+            out = Tensor(capture.append(op, tensors, attributes, spec))
     except StaticgradError as error:
         raise located(error) from error.__cause__
     if op.kind == "view":

@@ -113,8 +113,12 @@ class Capture:
         """Append the node for `op` applied to `tensors`."""
         location = self._backward[-1][0] if self._backward else user_location()
         self.last_location = location
-        operands = tuple(self.node_of(tensor) for tensor in tensors)
-        return Node(op, operands, attributes, spec.shape, spec.dtype, self.scope, location)
+        first, operands = self._first, []
+        for tensor in tensors:
+            value: Any = tensor._value
+            known = type(value) is Node and value.serial >= first
+            operands.append(value if known else self.node_of(tensor))
+        return Node(op, tuple(operands), attributes, spec.shape, spec.dtype, self.scope, location)
 
     def node_of(self, tensor: Tensor) -> Node:
         """The node of a traced tensor; for a concrete one its state leaf, or what was last written to it."""

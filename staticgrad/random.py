@@ -8,10 +8,12 @@ moves the counter on by the number of elements it took.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from staticgrad._context import context
 from staticgrad.array.creation import _shape, asarray
 from staticgrad.array.elementwise import cos, log, minimum, sqrt
 from staticgrad.autograd.modes import no_grad
@@ -25,6 +27,7 @@ from staticgrad.operands import check_dtype
 from staticgrad.tensor import DEFAULT_FLOAT, Array, Tensor
 
 _WORD = np.dtype(np.uint64)
+_BLOCK = 2**15  # elements drawn at a time where ops run at once: what they pass through stays in the cache
 
 
 class Generator:
@@ -101,13 +104,17 @@ def uniform(
     """Numbers drawn evenly from [low, high)."""
     if not low <= high:
         raise ValueError(f"uniform: low must not be above high; got [{low}, {high})")
-    extents = _shape(shape)
     kind = _floating("uniform", dtype)
-    unit = _unit((generator or default_generator).bits(math.prod(extents)), kind)
-    if (low, high) != (0.0, 1.0):
+    source = generator or default_generator
+
+    def draw(count: int) -> Tensor:
+        unit = _unit(source.bits(count), kind)
+        if (low, high) == (0.0, 1.0):
+            return unit
         last = float(np.nextafter(kind.type(high), kind.type(low)))
-        unit = minimum(unit * (high - low) + low, last)  # the sum may round up to high
-    return _shaped(unit, extents)
+        return minimum(unit * (high - low) + low, last)  # the sum may round up to high
+
+    return _drawn(draw, _shape(shape), kind)
 
 
 @composite("normal")
@@ -117,27 +124,42 @@ def normal(
     """Numbers drawn from the normal distribution, by the transform of Box and Muller (1958)."""
     if not std >= 0:
         raise ValueError(f"normal: std must not be negative; got {std}")
-    extents = _shape(shape)
     kind = _floating("normal", dtype)
-    count = math.prod(extents)
     source = generator or default_generator
-    if kind.itemsize == 4:
-        words = source.bits(count)
-        radius = _unit_above_zero(words & 0xFFFFFFFF, kind)
-        angle = _unit(words, kind)
-    else:
-        first, second = source.pairs(count)
-        radius = 1.0 - _unit(first, kind)
-        angle = _unit(second, kind)
-    draw = sqrt(log(radius) * -2.0) * cos(angle * (2 * math.pi))
-    if (mean, std) != (0.0, 1.0):
-        draw = draw * std + mean
-    return _shaped(draw, extents)
+
+    def draw(count: int) -> Tensor:
+        if kind.itemsize == 4:
+            words = source.bits(count)
+            radius = _unit_above_zero(words & 0xFFFFFFFF, kind)
+            angle = _unit(words, kind)
+        else:
+            first, second = source.pairs(count)
+            radius = 1.0 - _unit(first, kind)
+            angle = _unit(second, kind)
+        found = sqrt(log(radius) * -2.0) * cos(angle * (2 * math.pi))
+        return found if (mean, std) == (0.0, 1.0) else found * std + mean
+
+    return _drawn(draw, _shape(shape), kind)
 
 
 def _unit_above_zero(low_words: Tensor, dtype: np.dtype[Any]) -> Tensor:
     """32-bit words to (0, 1]."""
     return (low_words.astype(np.int64) + 1).astype(dtype) * 2.0**-32
+
+
+def _drawn(draw: Callable[[int], Tensor], shape: tuple[int, ...], dtype: np.dtype[Any]) -> Tensor:
+    """`draw(count)` for all elements of the shape; many are drawn a block at a time, which gives the same numbers."""
+    count = math.prod(shape)
+    if count <= _BLOCK or not context.plain:
+        return _shaped(draw(count), shape)
+    # The C library gives freed memory back to the system, to be cleared and mapped again for the next block, until it
+    # has seen a larger piece come and go.
+    np.empty(2**24, np.uint8)
+    found = np.empty(count, dtype)
+    for start in range(0, count, _BLOCK):
+        part = found[start : start + _BLOCK]
+        part[:] = draw(part.size)._value
+    return Tensor(found.reshape(shape))
 
 
 def _shaped(flat: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -11,6 +11,7 @@ import dis
 import functools
 import pickle
 import random
+import sys
 import types
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -136,7 +137,10 @@ class Watch:
         self._variables = [(v, v.read()) for v in variables(function)]
         self._containers: list[tuple[str, Any, Any]] = []
         self._attributes: list[tuple[str, Any, dict[str, Any]]] = []
-        found = [("numpy.random", np.random), ("random", random), *self.reached()]
+        found = [("random", random), *self.reached()]
+        self._imports_generator = not _numpy_draws()
+        if not self._imports_generator:
+            found.append(("numpy.random", np.random))
         self._generators = [(name, value, _state_of(value)) for name, value in found if _state_of(value) is not None]
         seen: set[int] = set()
         for variable, value in self._variables:
@@ -181,6 +185,8 @@ class Watch:
             )
 
     def _check_generators(self) -> None:
+        if self._imports_generator and _numpy_draws():
+            self._generators.append(("numpy.random", np.random, _state_at_import()))
         drawn = [entry for entry in self._generators if not _same_state(_state_of(entry[1]), entry[2])]
         for _, generator, before in drawn:
             _restore_state(generator, before)
@@ -228,12 +234,24 @@ class Watch:
 _MISSING = object()
 
 
+def _numpy_draws() -> bool:
+    """Whether NumPy's random numbers are imported: that takes 5 ms, and `np.random` would do it."""
+    return "numpy.random" in sys.modules
+
+
+def _state_at_import() -> Any:
+    """The state that `numpy.random` had when it was imported; another one if it has been seeded since."""
+    module: Any = np.random  # whose stub does not know the function
+    return np.random.RandomState(np.random.MT19937(module.get_bit_generator().seed_seq)).get_state()
+
+
 def _state_of(generator: Any) -> Any:
     """The state of a random generator of Python or NumPy, None for everything else."""
-    if isinstance(generator, np.random.Generator):
-        return generator.bit_generator.state
-    if generator is np.random or isinstance(generator, np.random.RandomState):
-        return generator.get_state()
+    if _numpy_draws():
+        if isinstance(generator, np.random.Generator):
+            return generator.bit_generator.state
+        if generator is np.random or isinstance(generator, np.random.RandomState):
+            return generator.get_state()
     return generator.getstate() if generator is random or type(generator) is random.Random else None
 
 

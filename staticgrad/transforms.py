@@ -125,10 +125,11 @@ def value_and_grad(
             out = python(*replaced, **kwargs)
             value = out[0] if has_aux else out
             _check_scalar(value)
-            found = _pull([value], [engine.ones_like(value)], leaves)
+            found, again = _pull([value], [engine.ones_like(value)], leaves)
         gradients = _split([_settled(x, leaves) for x in found], structures)
         result = gradients[0] if isinstance(argnums, int) else tuple(gradients)
-        settled = _settled(value, leaves)
+        walked = value._requires_grad and value._tangents is None and not again
+        settled = value.detach() if walked else _settled(value, leaves)
         return ((settled, _settled_tree(out[1], leaves)) if has_aux else settled), result
 
     return compile_again(both)
@@ -160,8 +161,10 @@ def _split(values: Sequence[Any], structures: Sequence[TreeDef]) -> list[Any]:
     return trees
 
 
-def _pull(outputs: Sequence[Tensor], cotangents: Sequence[Tensor], leaves: Sequence[Tensor]) -> list[Tensor]:
-    """The leaves' cotangents; differentiable again if something outside this transform may ask for it."""
+def _pull(
+    outputs: Sequence[Tensor], cotangents: Sequence[Tensor], leaves: Sequence[Tensor]
+) -> tuple[list[Tensor], bool]:
+    """The leaves' cotangents, and whether they are differentiable again: if something outside may ask for it."""
     wanted = [(out, ct) for out, ct in zip(outputs, cotangents, strict=True) if out._requires_grad]
     again = (
         context.depth > 1
@@ -171,7 +174,7 @@ def _pull(outputs: Sequence[Tensor], cotangents: Sequence[Tensor], leaves: Seque
     found: Sequence[Tensor | None] = [None] * len(leaves)
     if wanted:
         found = engine.run([o for o, _ in wanted], [ct for _, ct in wanted], True, again, leaves)
-    return [zeros_like(leaf) if value is None else value for leaf, value in zip(leaves, found, strict=True)]
+    return [zeros_like(leaf) if value is None else value for leaf, value in zip(leaves, found, strict=True)], again
 
 
 def _reaches_others(values: Sequence[Tensor], leaves: Sequence[Tensor]) -> bool:
@@ -186,7 +189,7 @@ def _reaches_others(values: Sequence[Tensor], leaves: Sequence[Tensor]) -> bool:
         seen.add(id(edge))  # the identity that begins a differentiable argument leads on to it through its edge
         if isinstance(edge, Tensor):
             return True
-        pending.extend(other for other in edge.edges if other is not None)
+        pending += [other for other in edge.edges if other is not None and id(other) not in seen]
     return False
 
 
@@ -224,7 +227,7 @@ def vjp(f: Callable[..., Any], *primals: Any) -> tuple[Any, Pullback]:
             raise DerivativeError(f"vjp: the cotangent must have the result's structure {structure}; got {found}")
         cotangents = [_like("vjp: the cotangent", out, ct) for out, ct in zip(outputs, given, strict=True)]
         with _nested():
-            values = _pull(outputs, cotangents, leaves)
+            values, _ = _pull(outputs, cotangents, leaves)
         return tuple(_split(values, structures))
 
     return tree_unflatten(structure, [_settled(out, leaves) for out in outputs]), pullback

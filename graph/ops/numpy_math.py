@@ -112,19 +112,25 @@ def threefry2x32(key: Array, counter: Array) -> Array:
     keys = (low, high, low ^ high ^ np.uint32(THREEFRY_PARITY))
     x, y = _words(counter)
     with np.errstate(over="ignore"):  # scalars warn where arrays wrap
-        x, y = x + low, y + high
+        x, y = np.asarray(x + low), np.asarray(y + high)
+        part = np.empty_like(y)
         for number in range(THREEFRY_ROUNDS):
             rotation = THREEFRY_ROTATIONS[number % 8]
-            x = x + y
-            y = ((y << np.uint32(rotation)) | (y >> np.uint32(32 - rotation))) ^ x
+            np.add(x, y, out=x)
+            np.left_shift(y, np.uint32(rotation), out=part)
+            np.right_shift(y, np.uint32(32 - rotation), out=y)
+            np.bitwise_or(y, part, out=y)
+            np.bitwise_xor(y, x, out=y)
             if number % 4 == 3:
                 turn = number // 4 + 1
-                x = x + keys[turn % 3]
-                y = y + keys[(turn + 1) % 3] + np.uint32(turn)
-    return x.astype(np.uint64) | (y.astype(np.uint64) << np.uint64(32))
+                np.add(x, keys[turn % 3], out=x)
+                np.add(y, keys[(turn + 1) % 3] + np.uint32(turn), out=y)
+    words: Array = y.astype(np.uint64)
+    np.left_shift(words, np.uint64(32), out=words)
+    return np.bitwise_or(words, x, out=words)
 
 
 def _words(value: Array) -> tuple[Array, Array]:
     """The low and the high 32 bits of uint64 values."""
     wide = np.asarray(value, np.uint64)
-    return (wide & np.uint64(0xFFFFFFFF)).astype(np.uint32), (wide >> np.uint64(32)).astype(np.uint32)
+    return wide.astype(np.uint32), (wide >> np.uint64(32)).astype(np.uint32)

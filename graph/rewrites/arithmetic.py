@@ -7,7 +7,6 @@ a square root (it differs at -0.0 and -inf); any change in the order of a sum. T
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -210,10 +209,9 @@ def gelu_written_out(node: Node, rewriter: Rewriter) -> Node:
 # ---------------------------------------------------------------- shared
 
 
-def _both_ways(node: Node) -> Iterator[tuple[Node, Node]]:
+def _both_ways(node: Node) -> tuple[tuple[Node, Node], tuple[Node, Node]]:
     x, y = node.operands
-    yield x, y
-    yield y, x
+    return (x, y), (y, x)
 
 
 RULES = {

@@ -14,8 +14,11 @@ LARGEST = 64 * 1024  # bytes: a larger constant costs more to load than it saves
 
 def fold(node: Node, rewriter: Rewriter) -> Node | None:
     """op(constants) -> constant, by the op's reference. What only repeats values or pads is not baked."""
-    if not node.operands or any(operand.op is not constant for operand in node.operands):
+    if not node.operands:
         return None
+    for operand in node.operands:
+        if operand.op is not constant:
+            return None
     if node.nbytes > LARGEST or node.op is broadcast_to or node.op is embed:
         return None
     try:

@@ -65,7 +65,8 @@ class Rewriter:
         if node.op is graph_input:
             return node
         self._origin = node
-        operands = tuple([self._replacement[operand] for operand in node.operands])
+        replacement = self._replacement
+        operands = tuple([replacement[operand] for operand in node.operands])
         candidate = node
         if self.changed or operands != node.operands:
             candidate = Node(node.op, operands, node.attributes, node.shape, node.dtype, node.scope, node.location)

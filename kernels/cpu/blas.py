@@ -10,17 +10,23 @@ OpenBLAS also says, and can be told, how many threads it uses; the driver turns 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib.machinery
 import importlib.util
+import os
 import sys
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from staticgrad.kernels.cpu.blas_calls import GET_THREADS, SET_THREADS
-
+GEMM_SYMBOL = {"float32": "staticgrad_sgemm", "float64": "staticgrad_dgemm"}
+GEMV_SYMBOL = {"float32": "staticgrad_sgemv", "float64": "staticgrad_dgemv"}
+GET_THREADS, SET_THREADS = "staticgrad_get_threads", "staticgrad_set_threads"
+BLAS_SYMBOLS = frozenset((*GEMM_SYMBOL.values(), *GEMV_SYMBOL.values(), GET_THREADS, SET_THREADS))
 _ROUTINES = {f"staticgrad_{name}": name for name in ("sgemm", "dgemm", "sgemv", "dgemv")}
+_PATIENCE = "OPENBLAS_THREAD_TIMEOUT"  # OpenBLAS reads it when it is loaded
 
 
 @cache
@@ -34,7 +40,8 @@ def _from_loader() -> dict[str, int] | None:
     if path is None or sys.platform != "linux":
         return None
     try:
-        library = ctypes.CDLL(str(path))
+        with _idle_threads_asleep():
+            library = ctypes.CDLL(str(path))
     except OSError:
         return None
     for pattern in ("scipy_{}_", "{}_"):
@@ -43,6 +50,23 @@ def _from_loader() -> dict[str, int] | None:
         except AttributeError:
             continue
     return None
+
+
+@contextlib.contextmanager
+def _idle_threads_asleep() -> Iterator[None]:
+    """Have an OpenBLAS that is loaded inside the block send its threads to sleep after 2**20 ticks of the processor.
+
+    By its own choice they watch for work for 2**28 ticks, a tenth of a second, and the first steps of a program would
+    share the cores with them.
+    """
+    if _PATIENCE in os.environ:
+        yield
+        return
+    os.environ[_PATIENCE] = "20"
+    try:
+        yield
+    finally:
+        os.environ.pop(_PATIENCE, None)
 
 
 def _threads() -> dict[str, int]:

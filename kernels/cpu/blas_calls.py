@@ -7,15 +7,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from staticgrad.kernels.cpu.blas import GEMM_SYMBOL, GEMV_SYMBOL, GET_THREADS, SET_THREADS
 from staticgrad.kernels.cpu.steps import Fill, Gemm
 
 if TYPE_CHECKING:
     from staticgrad.kernels.cpu.driver import Writer
 
-GEMM_SYMBOL = {"float32": "staticgrad_sgemm", "float64": "staticgrad_dgemm"}
-GEMV_SYMBOL = {"float32": "staticgrad_sgemv", "float64": "staticgrad_dgemv"}
-GET_THREADS, SET_THREADS = "staticgrad_get_threads", "staticgrad_set_threads"
-BLAS_SYMBOLS = frozenset((*GEMM_SYMBOL.values(), *GEMV_SYMBOL.values(), GET_THREADS, SET_THREADS))
+__all__ = ["GEMM_SYMBOL", "GET_THREADS", "SET_THREADS"]  # of `blas`; the functions are for the driver
+
 # From here on OpenBLAS's gemv is up to four times faster than its gemm on a vector; below, gemm starts a little faster.
 GEMV_FROM = 2**18
 GRAIN = 32  # rows or columns of a product that stay with one thread: whole tiles of any BLAS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
 import platform
 import sys
 from functools import cache
@@ -26,15 +27,12 @@ def host_key() -> str:
 def _described_by_linux() -> tuple[str, str] | None:
     """The model and the features of the first core, as LLVM would find them."""
     try:
-        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as lines:
-            found: dict[str, str] = {}
-            for line in lines:
-                if not line.strip():
-                    break
-                name, _, value = line.partition(":")
-                found[name.strip()] = value.strip()
+        with open("/proc/cpuinfo", "rb") as file:
+            text = file.read(1 << 16).partition(b"\n\n")[0].decode("utf-8", "replace")
     except OSError:
         return None
+    pairs = [line.partition(":") for line in text.splitlines()]
+    found = {name.strip(): value.strip() for name, _, value in pairs}
     flags = found.get("flags")
     family = [found.get(name, "") for name in ("vendor_id", "cpu family", "model", "stepping")]
     return ("-".join(family), flags) if flags else None
@@ -74,9 +72,13 @@ def installed_version(package: str) -> str:
 def _source_digest() -> str:
     """A hash of the code that makes programs: a change to planning, lowering or vector maths changes every key."""
     digest = hashlib.sha256()
-    for folder in (Path(__file__).parent, Path(graph.__file__).parent):
-        for path in sorted(folder.rglob("*.py")):
-            text = path.read_bytes()
-            digest.update(f"{path.relative_to(folder)} {len(text)}\n".encode())
+    for folder in (os.path.dirname(__file__), os.path.dirname(graph.__file__)):
+        found = [
+            os.path.join(below, name) for below, _, names in os.walk(folder) for name in names if name.endswith(".py")
+        ]
+        for path in sorted(found):
+            with open(path, "rb", buffering=0) as file:
+                text = file.read()
+            digest.update(f"{path.removeprefix(folder)} {len(text)}\n".encode())
             digest.update(text)
     return digest.hexdigest()[:16]

@@ -9,8 +9,7 @@ from __future__ import annotations
 import ctypes
 from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from staticgrad.kernels.cpu.machine_code import Code
 
@@ -18,8 +17,7 @@ SYMBOL = "staticgrad_loop"
 _PROTOTYPE = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64)  # releases the GIL around the call
 
 
-@dataclass(frozen=True)
-class Rows:
+class Rows(NamedTuple):
     """An input whose rows change from step to step.
 
     Attributes:
@@ -35,8 +33,7 @@ class Rows:
     entry: int
 
 
-@dataclass(frozen=True)
-class Results:
+class Results(NamedTuple):
     """An output that is kept of every step: at `start`, `nbytes` from one step to the next; `entry` as for `Rows`."""
 
     start: int

@@ -16,9 +16,9 @@ import struct
 import sys
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 Resolve = Callable[[str], int]
 _HEADER, _SECTION, _SYMBOL, _REFERENCE = (
@@ -38,8 +38,7 @@ class UnsupportedObjectError(Exception):
     """An object file that needs what is not done here."""
 
 
-@dataclass
-class Code:
+class Code(NamedTuple):
     """Machine code in memory: where its symbols are, and what frees it."""
 
     symbols: Mapping[str, int]
@@ -66,7 +65,7 @@ def load(objects: Sequence[bytes], symbols: Sequence[str], resolve: Resolve, ext
 # ---------------------------------------------------------------- reading
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class _Section:
     kind: int
     flags: int
@@ -78,10 +77,9 @@ class _Section:
     place: int = -1  # from the start of the memory
 
 
-@dataclass
-class _Object:
+class _Object(NamedTuple):
     sections: list[_Section]
-    symbols: list[tuple[str, int, int, bool]] = field(default_factory=list)  # name, section, value, visible outside
+    symbols: list[tuple[str, int, int, bool]]  # name, section, value, visible outside
 
 
 def _read(data: bytes) -> _Object:
@@ -94,7 +92,7 @@ def _read(data: bytes) -> _Object:
         _, kind, flags, _, offset, nbytes, link, info, alignment, _ = _SECTION.unpack_from(data, start + number * size)
         content = b"" if kind == _EMPTY else data[offset : offset + nbytes]
         sections.append(_Section(kind, flags, content, nbytes, max(1, alignment), link, info))
-    read = _Object(sections)
+    read = _Object(sections, [])
     for section in sections:
         if section.kind == _SYMBOLS:
             names = sections[section.link].data

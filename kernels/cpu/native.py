@@ -11,13 +11,15 @@ import json
 import struct
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from staticgrad.kernels.cpu import machine_code, runtime
 from staticgrad.kernels.cpu.host import host_key
 from staticgrad.kernels.cpu.machine_code import free_with
-from staticgrad.kernels.cpu.steps import KernelCall, Owned, Step
 from staticgrad.kernels.cpu.symbols import address_of_symbol
+
+if TYPE_CHECKING:
+    from staticgrad.kernels.cpu.steps import KernelCall, Step
 
 ENTRY = "staticgrad_step"
 _MAGIC = b"SGOBJECT"
@@ -103,6 +105,8 @@ def load(program: bytes) -> Callable[[int, int], None]:
 
 def kernel_calls(steps: Sequence[Step]) -> list[KernelCall]:
     """The calls of kernels among the steps, in order."""
+    from staticgrad.kernels.cpu.steps import KernelCall, Owned
+
     work = (step.work if isinstance(step, Owned) else step for step in steps)
     return [step for step in work if isinstance(step, KernelCall)]
 

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from staticgrad.graph.errors import FileFormatError, IndexRangeError
-from staticgrad.graph.lifetimes import ALIGNMENT
-from staticgrad.graph.node import Graph, Node
+from staticgrad.graph.node import ALIGNMENT, Graph, Node
 from staticgrad.graph.ops.indexing import range_error
 from staticgrad.graph.serialize import canonical_order, from_json, graph_key, to_json
 from staticgrad.graph.timeline import stage

@@ -7,7 +7,6 @@ from functools import cache
 from typing import Any
 
 from staticgrad.kernels.cpu import blas
-from staticgrad.kernels.cpu.blas_calls import BLAS_SYMBOLS
 
 
 def address_of_symbol(name: str) -> int:
@@ -16,7 +15,7 @@ def address_of_symbol(name: str) -> int:
     Raises:
         KeyError: this process has none of that name.
     """
-    if name in BLAS_SYMBOLS:
+    if name in blas.BLAS_SYMBOLS:
         return blas.addresses()[name]
     found = _in_process(name)
     if not found:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
-from staticgrad.graph.lifetimes import Place
-from staticgrad.kernels.cpu.steps import Address, Arena, Argument
+if TYPE_CHECKING:
+    from staticgrad.graph.lifetimes import Place
+    from staticgrad.kernels.cpu.steps import Address
 
 STATUS_BYTES = 64  # between the status blocks of two threads
 ERROR_WORDS = 3  # status block: error code (1 + position in the error table; 0 is none), offending value, extent
 
 
-@dataclass(frozen=True)
-class Table:
+class Table(NamedTuple):
     """Which entry of the pointer table is what: status, inputs, outputs, constants, error codes, in this order."""
 
     inputs: int
@@ -34,6 +34,8 @@ class Table:
 
     def address(self, place: Place, offset: int = 0) -> Address:
         """Where a kernel finds the bytes at `offset` from the place."""
+        from staticgrad.kernels.cpu.steps import Arena, Argument
+
         if place.space == "arena":
             return Arena(place.offset + offset)
         return Argument(self.entry(place), place.offset + offset)

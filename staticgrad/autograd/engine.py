@@ -265,9 +265,15 @@ def _leading_to(wanted: Sequence[Any], roots: Sequence[Any]) -> set[int]:
         node = pending.pop()
         if id(node) not in nodes:
             nodes[id(node)] = node
-            pending.extend(edge for edge in node.edges if isinstance(edge, TapeNode))
+            pending += [edge for edge in node.edges if isinstance(edge, TapeNode) and id(edge) not in nodes]
     useful = {id(edge) for edge in wanted}
-    for node in sorted(nodes.values(), key=lambda node: node.serial):
-        if any(edge is not None and id(edge) in useful for edge in node.edges):
-            useful.add(id(node))
+    for node in sorted(nodes.values(), key=_by_serial):
+        for edge in node.edges:
+            if edge is not None and id(edge) in useful:
+                useful.add(id(node))
+                break
     return useful
+
+
+def _by_serial(node: TapeNode) -> int:
+    return node.serial

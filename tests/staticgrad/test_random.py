@@ -55,6 +55,17 @@ DRAWS = {
 
 
 @pytest.mark.parametrize("name", DRAWS)
+def test_draws_in_blocks_are_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, blocks = Generator(3), Generator(3)
+    expected = np.asarray(DRAWS[name]((7, 11), whole))
+    monkeypatch.setattr(sg.random, "_BLOCK", 10)
+    found = np.asarray(DRAWS[name]((7, 11), blocks))
+    assert found.dtype == expected.dtype
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(np.asarray(blocks.state), np.asarray(whole.state))
+
+
+@pytest.mark.parametrize("name", DRAWS)
 def test_draws_do_not_depend_on_how_they_are_split(name: str) -> None:
     draw = DRAWS[name]
     whole = np.asarray(draw((4, 5), Generator(3)))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 import types
 from collections import deque
 from collections.abc import Callable
@@ -281,3 +283,39 @@ def test_random_numbers_of_others(name: str, draw: Callable[[Any], Any]) -> None
     after = np.random.get_state()[1], random.getstate(), rng.bit_generator.state  # type: ignore[index]
     np.testing.assert_array_equal(after[0], before[0])
     assert after[1:] == before[1:]
+
+
+_FIRST_IMPORT = """
+import sys
+import numpy as np
+import staticgrad as sg
+from staticgrad.graph.errors import CaptureError
+
+def function(x):
+    {line}
+    return x + 1
+
+assert "numpy.random" not in sys.modules
+try:
+    sg.compile(function)(np.ones(2, np.float32))
+except CaptureError as error:
+    print("refused" if "draws from numpy.random" in str(error) else error)
+else:
+    print("compiled")
+"""
+
+
+@pytest.mark.parametrize(
+    ("line", "answer"),
+    [
+        ("pass", "compiled"),
+        ("import numpy.random", "compiled"),
+        ("np.random.rand()", "refused"),
+        ("np.random.standard_normal(3)", "refused"),
+        ("np.random.seed(1)", "refused"),
+    ],
+)
+def test_random_numbers_of_numpy_first_imported_inside(line: str, answer: str) -> None:
+    program = _FIRST_IMPORT.format(line=line)
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == answer

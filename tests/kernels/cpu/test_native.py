@@ -12,7 +12,7 @@ from importlib import metadata
 import numpy as np
 import pytest
 
-from staticgrad.kernels.cpu import host, llvm, machine_code, native
+from staticgrad.kernels.cpu import blas, host, llvm, machine_code, native
 from staticgrad.kernels.cpu.machine_code import UnsupportedObjectError
 from staticgrad.kernels.cpu.steps import Arena, Argument, Fill, Gemm, KernelCall
 
@@ -346,3 +346,14 @@ assert native.compile_count() == 0
 print("ok")
 """
     assert python(code).strip() == "ok"
+
+
+@pytest.mark.parametrize("asked", [None, "24"])
+def test_patience_of_openblas_is_set_only_while_it_is_loaded(monkeypatch, asked):
+    if asked is None:
+        monkeypatch.delenv("OPENBLAS_THREAD_TIMEOUT", raising=False)
+    else:
+        monkeypatch.setenv("OPENBLAS_THREAD_TIMEOUT", asked)
+    with blas._idle_threads_asleep():
+        assert os.environ["OPENBLAS_THREAD_TIMEOUT"] == (asked or "20")
+    assert os.environ.get("OPENBLAS_THREAD_TIMEOUT") == asked
