@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cache
@@ -57,6 +58,12 @@ def host_cpu() -> tuple[str, str]:
         return llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
 
 
+_LABEL = re.compile(r'"?([\w.$-]+)"?:')
+_BRANCH = re.compile(r'  br label %"?([\w.$-]+)"?$')
+_WIDTH = 1_000_000  # numbers of metadata that nothing else has
+_FIRST_LOOP = _WIDTH + 1
+
+
 def make_internal(module: Any, keep: Collection[str]) -> None:
     """Hide all that a module defines but the symbols in `keep`."""
     for value in (*module.functions, *module.global_variables):
@@ -87,6 +94,24 @@ def optimised(llvm: Any, module: Any, symbol: str) -> str:
     passes.add_simplify_cfg_pass()
     passes.run(module, builder)
     return str(module)
+
+
+def with_lanes(text: str, lanes: int) -> str:
+    """A function's IR whose loops ask for vectors of so many lanes: each branch back to an earlier block says so."""
+    lines, met = [], set()
+    count = 0
+    for line in text.splitlines():
+        label = _LABEL.match(line)
+        if label:
+            met.add(label[1])
+        back = _BRANCH.match(line)
+        if back and back[1] in met:
+            line += f", !llvm.loop !{_FIRST_LOOP + count}"
+            count += 1
+        lines.append(line)
+    loops = [f"!{n} = distinct !{{!{n}, !{_WIDTH}}}" for n in range(_FIRST_LOOP, _FIRST_LOOP + count)]
+    width = f'!{_WIDTH} = !{{!"llvm.loop.vectorize.width", i32 {lanes}}}'
+    return "\n".join([*lines, width, *loops, ""])
 
 
 # ---------------------------------------------------------------- loading

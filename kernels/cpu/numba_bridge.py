@@ -48,7 +48,8 @@ from numba.core.typing import templates
 from numba.core.untyped_passes import FixupArgs, IRProcessing, ReconstructSSA, TranslateByteCode
 from numba.np.numpy_support import from_dtype
 
-from staticgrad.kernels.cpu.llvm import llvm_lock, optimised
+from staticgrad.kernels.cpu.gemm.product import host
+from staticgrad.kernels.cpu.llvm import llvm_lock, optimised, with_lanes
 from staticgrad.kernels.cpu.native import compile_count, record_compile
 
 __all__ = ["FASTMATH", "compile_count", "kernel_ir"]
@@ -80,6 +81,9 @@ def kernel_ir(
         except (NumbaError, NotImplementedError):
             own = registry.cpu_target
             return _compile(llvm, own.typing_context, own.target_context, function, arguments, numbers, symbol)
+
+
+_WIDENING = {"sin", "cos", "tan", "pow"}
 
 
 class _LoopTyping(typing.Context):
@@ -152,8 +156,19 @@ def _compile(
         pipeline_class=_KernelCompiler,
     )
     module = library.link(llvm)
+    if _computes_wider(function, pointers):
+        module = llvm.parse_assembly(with_lanes(str(module), host().vector_bytes // 4))
     module.link_in(llvm.parse_assembly(_wrapper(symbol, result.fndesc.mangled_name, len(pointers), numbers)))
     return _NUMBA_NAME.sub('!""', optimised(llvm, module, symbol))
+
+
+def _computes_wider(function: Callable[..., None], pointers: Sequence[Any]) -> bool:
+    """Whether a kernel of float32 uses functions that compute in float64.
+
+    LLVM takes as many lanes as registers hold float64, so that all else in the loop would use half a register.
+    """
+    floats = {pointer.dtype for pointer in pointers if isinstance(pointer.dtype, types.Float)}
+    return floats == {types.float32} and not _WIDENING.isdisjoint(function.__code__.co_names)
 
 
 def _element_type(dtype: np.dtype[Any]) -> Any:

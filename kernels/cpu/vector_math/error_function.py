@@ -7,7 +7,9 @@ M. Shepherd and J. Laframboise ("Chebyshev approximation of (1 + 2x) exp(x^2) er
 
 from __future__ import annotations
 
-from staticgrad.kernels.cpu.vector_math.exponential import clamp, exp_of_sum
+from collections.abc import Callable
+
+from staticgrad.kernels.cpu.vector_math.exponential import exp_of_sum, normal_exp_of_sum
 from staticgrad.kernels.cpu.vector_math.primitives import (
     Scalar,
     constant,
@@ -80,12 +82,12 @@ _ERFC = polynomial(  # erfc(x) e^(x^2) (1 + 2x) in t
         2.8340944636432256e-10,
     ),
 )
+_ERF_UPPER = constant(4.0, 6.0)  # erf(x) rounds to 1 above
 _ERFC_UPPER = constant(10.1, 27.3)  # erfc(x) rounds to zero above
 
 
-def _erfc_of_positive(a: Scalar) -> Scalar:
-    """erfc(a) for a >= 0."""
-    a = clamp(a, 0.0, _ERFC_UPPER(a))
+def _erfc_of_positive(a: Scalar, exp_of_sum: Callable[[Scalar, Scalar], Scalar]) -> Scalar:
+    """erfc(a) for a >= 0, no larger than where it rounds to zero."""
     t = (a - 4.0) / (a + 4.0)
     high = leading_half(a)  # a^2 = high^2 + (a - high)(a + high), the first product exact
     decay = exp_of_sum(-high * high, -(a - high) * (a + high))
@@ -97,14 +99,16 @@ def erf(x: Scalar) -> Scalar:
     """2/sqrt(pi) times the integral of e^(-t^2) from 0 to x."""
     a = fabs(x)
     small = multiply_add(x, _ERF(x * x), x)
-    large = copysign(1.0 - _erfc_of_positive(a), x)
+    near = select(a > _ERF_UPPER(x), _ERF_UPPER(x), a)
+    large = copysign(1.0 - _erfc_of_positive(near, normal_exp_of_sum), x)
     return select(a < 1.0, small, large)
 
 
 @scalar
 def erfc(x: Scalar) -> Scalar:
     """1 - erf(x), without cancellation for large x."""
-    tail = _erfc_of_positive(fabs(x))
+    a = fabs(x)
+    tail = _erfc_of_positive(select(a > _ERFC_UPPER(x), _ERFC_UPPER(x), a), exp_of_sum)
     value = select(x < 0.0, 2.0 - tail, tail)
     near = 1.0 - multiply_add(x, _ERF(x * x), x)
     return select(fabs(x) < 0.25, near, value)

@@ -28,6 +28,8 @@ _EXP_LOWER = constant(-105.0, -747.0)  # e^x rounds to zero below
 _EXP_UPPER = constant(90.0, 711.0)  # e^x is above the largest float
 _EXP2_LOWER = constant(-151.0, -1076.0)
 _EXP2_UPPER = constant(129.0, 1025.0)
+_HALF_EXP_UPPER = constant(89.5, 710.6)  # e^x / 2 is above the largest float, 2^(n - 2) is not
+_TANH_UPPER = constant(10.0, 20.0)  # tanh(x) rounds to 1 above
 _EXPM1_LOWER = constant(-18.0, -38.0)  # expm1(x) rounds to -1 below
 _EXPM1_UPPER = constant(89.0, 710.0)  # keeps 2^(n - 1) finite; already above the largest float
 
@@ -116,25 +118,35 @@ def _reduced(x: Scalar, rest: Scalar) -> Scalar:
     return n, r, (high - r) - low
 
 
-def _exp_times_power(x: Scalar, k: Scalar) -> Scalar:
-    """e^x 2^k for an integral float k."""
-    n, r, c = _reduced(clamp(x, _EXP_LOWER(x) - k, _EXP_UPPER(x) - k), 0.0)
-    p = 1.0 + (r + multiply_add(r * r, _EXP(r), c))
-    return _scaled(p, n + k)
+def _split_exp(x: Scalar, rest: Scalar) -> tuple[Scalar, Scalar]:
+    """(p, n) with e^(x + rest) = p 2^n, p next to 1 and n an integral float; `rest` is small."""
+    n, r, c = _reduced(x, rest)
+    return 1.0 + (r + multiply_add(r * r, _EXP(r), c)), n
 
 
 @scalar
 def exp(x: Scalar) -> Scalar:
     """e^x."""
-    return _exp_times_power(x, 0.0)
+    return _scaled(*_split_exp(clamp(x, _EXP_LOWER(x), _EXP_UPPER(x)), 0.0))
 
 
 def exp_of_sum(high: Scalar, low: Scalar) -> Scalar:
     """e^(high + low), for |low| no larger than |high|."""
     x = high + low
-    n, r, c = _reduced(clamp(x, _EXP_LOWER(x), _EXP_UPPER(x)), (high - x) + low)
-    p = 1.0 + (r + multiply_add(r * r, _EXP(r), c))
-    return _scaled(p, n)
+    return _scaled(*_split_exp(clamp(x, _EXP_LOWER(x), _EXP_UPPER(x)), (high - x) + low))
+
+
+def normal_exp_of_sum(high: Scalar, low: Scalar) -> Scalar:
+    """e^(high + low), for |low| no larger than |high|, where it is neither subnormal nor near the largest float."""
+    x = high + low
+    p, n = _split_exp(x, (high - x) + low)
+    return p * power_of_two(n)
+
+
+def _half_exp(x: Scalar) -> Scalar:
+    """e^x / 2 for x >= 0."""
+    p, n = _split_exp(select(x > _HALF_EXP_UPPER(x), _HALF_EXP_UPPER(x), x), 0.0)
+    return p * power_of_two(n - 2.0) * 2.0  # 2^(n - 1) itself may be above the largest float
 
 
 def _scaled_exp2(r: Scalar, n: Scalar) -> Scalar:
@@ -184,7 +196,8 @@ def sigmoid(x: Scalar) -> Scalar:
 def tanh(x: Scalar) -> Scalar:
     """(e^x - e^-x) / (e^x + e^-x), as 1 - 2 / (e^2x + 1); a polynomial for |x| <= 5/8."""
     a = fabs(x)
-    large = 1.0 - 2.0 / (exp(2.0 * a) + 1.0)
+    p, n = _split_exp(2.0 * select(a > _TANH_UPPER(x), _TANH_UPPER(x), a), 0.0)
+    large = 1.0 - 2.0 / (p * power_of_two(n) + 1.0)
     square = a * a
     small = multiply_add(a * square, _TANH(square), a)
     return copysign(select(a <= 0.625, small, large), x)
@@ -193,14 +206,14 @@ def tanh(x: Scalar) -> Scalar:
 @scalar
 def cosh(x: Scalar) -> Scalar:
     """(e^x + e^-x) / 2."""
-    half = _exp_times_power(fabs(x), -1.0)
+    half = _half_exp(fabs(x))
     return half + 0.25 / half
 
 
 @scalar
 def sinh(x: Scalar) -> Scalar:
     """(e^x - e^-x) / 2; a polynomial for |x| <= 1."""
-    half = _exp_times_power(fabs(x), -1.0)
+    half = _half_exp(fabs(x))
     large = half - 0.25 / half
     square = x * x
     small = multiply_add(x * square, _SINH(square), x)

@@ -14,9 +14,12 @@ from numba.extending import register_jitable
 
 from staticgrad.kernels.cache import DiskCache, content_key
 from staticgrad.kernels.cpu import native
+from staticgrad.kernels.cpu.gemm.product import host
 from staticgrad.kernels.cpu.host import toolchain_key
+from staticgrad.kernels.cpu.llvm import with_lanes
 from staticgrad.kernels.cpu.numba_bridge import compile_count, kernel_ir
 from staticgrad.kernels.cpu.steps import Arena, Argument, KernelCall
+from staticgrad.kernels.cpu.vector_math import exp, sin
 
 N = 37  # no multiple of any vector width
 
@@ -260,6 +263,7 @@ import ctypes, sys
 from pathlib import Path
 from staticgrad.kernels.cache import DiskCache
 from staticgrad.kernels.cpu import native
+from staticgrad.kernels.cpu.gemm.product import host
 from staticgrad.kernels.cpu.steps import Arena, KernelCall
 text = DiskCache(Path({str(cache.directory)!r})).get("kernel", {key!r})
 step = native.load(native.build({{"affine": text.decode()}}, [{step!r}]))
@@ -271,3 +275,28 @@ print("ok")
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
     assert done.stdout.strip() == "ok", done.stderr
+
+
+def sines(p0, p1):
+    for i in range(N):
+        p1[i] = sin(p0[i]) + exp(p0[i])
+
+
+@pytest.mark.parametrize(("dtype", "bits"), [("float32", 32), ("float64", 64)])
+def test_functions_that_compute_in_float64_do_not_halve_the_lanes(dtype, bits):
+    given, found = np.linspace(-3, 3, N).astype(dtype), np.zeros(N, dtype)
+    text = run(sines, given, found)
+    np.testing.assert_allclose(found, np.sin(given) + np.exp(given), rtol=1e-5)
+    lanes = re.findall(rf"llvm\.fmuladd\.v(\d+)f{bits}", text)
+    assert max(map(int, lanes)) == host().vector_bytes * 8 // bits
+
+
+def test_loops_are_told_how_many_lanes_to_take():
+    text = "\n".join(["define void @f() {", "entry:", "  br label %B1", "B1:  ; preds", "  br label %B1", "}"])
+    changed = with_lanes(text, 16).splitlines()
+    assert changed[:4] == text.splitlines()[:4]
+    assert changed[4] == "  br label %B1, !llvm.loop !1000001"
+    assert changed[6:] == [
+        '!1000000 = !{!"llvm.loop.vectorize.width", i32 16}',
+        "!1000001 = distinct !{!1000001, !1000000}",
+    ]
