@@ -8,7 +8,9 @@ exact by a fused multiply-add.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from fractions import Fraction
+from functools import cache
 from math import pi
 from typing import Any
 
@@ -49,6 +51,7 @@ def _inverse_cotangent(n: int, unit: int) -> int:
     return total
 
 
+@cache
 def _two_over_pi(bits: int) -> Fraction:
     """2/pi to `bits` binary digits, by J. Machin's formula of 1706."""
     unit = 1 << (bits + 32)
@@ -56,25 +59,26 @@ def _two_over_pi(bits: int) -> Fraction:
     return Fraction(2 * unit, pi_units)
 
 
-_TWO_OVER_PI = _two_over_pi(_PI_BITS)
 _HALF_PI_LOW = constant(6.123233995736766e-17)
 _WIDE_STEP = 32  # exponents of float64 that share a row
 
 
 def _digits(scale: int, upper: int, lower: int) -> float:
     """The binary digits of 2^scale (2/pi) from 2^lower up to, but not including, 2^upper."""
-    units = int(_TWO_OVER_PI * Fraction(2) ** (scale - lower))
+    units = int(_two_over_pi(_PI_BITS) * Fraction(2) ** (scale - lower))
     return float(Fraction(units % 2 ** (upper - lower)) * Fraction(2) ** lower)
 
 
-def _column(name: str, values: list[float]) -> Any:
-    """A function of a row number that answers with that row of a constant table."""
-    kind = ir.ArrayType(DOUBLE, len(values))
+def _column(name: str, values_of: Callable[[], list[float]]) -> Any:
+    """A function of a row number that answers with that row of a constant table, which is made when first needed."""
+    made = cache(values_of)
 
     def lookup(row: Value) -> Value:
         module = row.builder.module
         table = module.globals.get(name)
         if table is None:
+            values = made()
+            kind = ir.ArrayType(DOUBLE, len(values))
             table = ir.GlobalVariable(module, kind, name)
             table.initializer = ir.Constant(kind, values)
             table.global_constant = True
@@ -89,12 +93,12 @@ def _narrow_column(name: str, upper: int, lower: int) -> Any:
     """The digits of 2/pi that matter to a float32, for each of its 256 biased exponents."""
     bias = EXPONENT_BIAS[SINGLE]
     steps = [max(0, biased - bias) for biased in range(256)]
-    return _column(name, [_digits(step, upper, lower) * 2.0**-step for step in steps])
+    return _column(name, lambda: [_digits(step, upper, lower) * 2.0**-step for step in steps])
 
 
 def _wide_column(name: str, upper: int, lower: int) -> Any:
     """The digits of 2/pi that matter to a float64 divided by 2^(32 row)."""
-    return _column(name, [_digits(step, upper, lower) for step in range(0, 1025, _WIDE_STEP)])
+    return _column(name, lambda: [_digits(step, upper, lower) for step in range(0, 1025, _WIDE_STEP)])
 
 
 _NARROW_HIGH = _narrow_column("two_over_pi_narrow_high", 25, -4)
