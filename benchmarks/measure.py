@@ -25,6 +25,7 @@ STEPS_COMPARED = 5
 TOLERANCE = 1e-3  # relative, of losses and of the mean magnitude of other results
 ROUND_SECONDS, WARM_UP_SECONDS, CALIBRATION_SECONDS = 0.2, 0.05, 0.1
 WARM_PROCESSES = 3
+KERNELS_SHOWN = 6
 IDLE_SECONDS, IDLE_SHARE = 0.3, 0.1
 
 
@@ -88,6 +89,7 @@ def row_results(row: Row, settings: Settings) -> dict[str, Any]:
             candidates = _fastest_forms(candidates)
             restless = _restless(candidates)
             others = _take_turns(candidates, settings.rounds)
+            _profile(candidates)
     if settings.compilation:
         for candidate in list(candidates):
             try:
@@ -229,6 +231,20 @@ def _take_turns(candidates: list[Candidate], rounds: int) -> float:
     return max(0.0, used_by_others() - before) / (time.perf_counter() - begin)
 
 
+def _profile(candidates: list[Candidate]) -> None:
+    """Where the time of our compiled step goes: its slowest kernels, those of the same ops as one."""
+    for candidate in candidates:
+        if candidate.engine == "staticgrad":
+            times: dict[tuple[str, str], list[float]] = {}
+            for ops, kernel, seconds in candidate.child.ask("profile")["kernels"]:
+                times.setdefault((ops, kernel), []).append(seconds)
+            slowest = sorted(times.items(), key=lambda item: -sum(item[1]))[:KERNELS_SHOWN]
+            candidate.found["profile"] = [
+                {"ops": ops, "kernel": kernel, "calls": len(seconds), "us": 1e6 * sum(seconds)}
+                for (ops, kernel), seconds in slowest
+            ]
+
+
 def _summary(candidate: Candidate, settings: Settings) -> dict[str, Any]:
     found = candidate.found
     summary: dict[str, Any] = {"losses": [numbers[0] for numbers in found["values"]]}
@@ -237,6 +253,8 @@ def _summary(candidate: Candidate, settings: Settings) -> dict[str, Any]:
     if candidate.times:
         summary["median_us"] = 1e6 * statistics.median(candidate.times)
         summary["min_us"] = 1e6 * min(candidate.times)
+    if "profile" in found:
+        summary["profile"] = found["profile"]
     if settings.compilation:
         names = ("import_s", "cold_s", "warm_s", "peak_mib", "peak_reset")
         summary |= {name: found[name] for name in names}

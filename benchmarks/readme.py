@@ -1,9 +1,9 @@
-"""Fills the figures in README.md from the committed results files.
+"""Fills the figures in README.md and docs/speed.md from the committed results files.
 
     python -m benchmarks.readme
 
 The text between `<!-- results -->` and `<!-- /results -->` is made here and nowhere else; so are the table between
-`<!-- speed -->` and `<!-- /speed -->` and its picture, once there is a results/speed.json.
+`<!-- speed -->` and `<!-- /speed -->` and its picture, and the tables of docs/speed.md, once there are results.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 RESULTS = Path(__file__).parent / "results"
 SPEED = RESULTS / "speed.json"
+ONE_THREAD = RESULTS / "speed_1_thread.json"
+SPEED_PAGE = ROOT / "docs" / "speed.md"
 PICTURE = ROOT / "docs" / "images" / "speed.png"
 _PLACE = re.compile(r"(<!-- results -->\n).*?(<!-- /results -->)", re.DOTALL)
 _SPEED_PLACE = re.compile(r"(<!-- speed -->\n).*?(<!-- /speed -->)", re.DOTALL)
@@ -105,9 +107,21 @@ def filled(text: str) -> str:
     return text if block is None else _SPEED_PLACE.sub(lambda match: match[1] + block + match[2], text)
 
 
+def speed_page(text: str) -> str:
+    """`text` with the tables of each benchmark that was run."""
+    for name, results in (("two threads", SPEED), ("one thread", ONE_THREAD)):
+        if results.exists():
+            found = json.loads(results.read_text())
+            block = f"<!-- {name} -->\n```text\n{report.text(found)}\n```\n\n{report.measured_on(found)}\n"
+            place = re.compile(rf"<!-- {name} -->\n.*?(?=<!-- /{name} -->)", re.DOTALL)
+            text = place.sub(lambda _, block=block: block, text)  # type: ignore[misc]
+    return text
+
+
 def main() -> None:
-    """Write README.md and the picture of its part on speed."""
+    """Write README.md with the picture of its part on speed, and docs/speed.md."""
     README.write_text(filled(README.read_text(encoding="utf-8")), encoding="utf-8")
+    SPEED_PAGE.write_text(speed_page(SPEED_PAGE.read_text(encoding="utf-8")), encoding="utf-8")
     if SPEED.exists():
         report.plot(json.loads(SPEED.read_text()), PICTURE)
     else:

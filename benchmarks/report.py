@@ -130,6 +130,15 @@ def _notes(results: Found) -> Iterator[str]:
         for bar in row.get("bars", []):
             if not bar["met"]:
                 yield f"missed: {name}: {bar['figure']} {_number(bar['value'])}, at most {_number(bar['bar'])}"
+                if bar["figure"].startswith("step"):
+                    yield from _profile(row)
+
+
+def _profile(row: Found) -> Iterator[str]:
+    for kernel in row["engines"]["staticgrad"].get("profile", []):
+        share = kernel["us"] / row["engines"]["staticgrad"]["median_us"]
+        calls = f"{kernel['calls']} calls" if kernel["calls"] > 1 else "1 call"
+        yield f"        {share:4.0%}  {_number(kernel['us'])} µs in {calls}: {kernel['ops']} ({kernel['kernel']})"
 
 
 def _number(value: float | None) -> str:
@@ -159,9 +168,15 @@ def markdown(results: Found) -> str:
         times = f"{_number(ours['median_us'])} µs | {_number(theirs)} µs ({peer})"
         compiling = f"{_number(ours['cold_s'])} s, {1000 * ours['warm_s']:.0f} ms" if "warm_s" in ours else ""
         lines.append(f"| `{name}` | {row['what']} | {times} | {row['ratio']:.2f} | {compiling} |")
+    return "\n".join([*lines, "", measured_on(results)]) + "\n"
+
+
+def measured_on(results: Found) -> str:
+    """The machine and the peers, as a sentence."""
     peers = ", ".join(f"{engine} {version}" for engine, version in results["versions"].items() if engine not in OURS)
     processor, threads = results["machine"].get("processor", "one machine"), results["threads"]
-    return "\n".join([*lines, "", f"{threads} threads of {processor}; medians of rounds in turns; {peers}."]) + "\n"
+    count = "1 thread" if threads == 1 else f"{threads} threads"
+    return f"{count} of {processor}; medians of rounds in turns; {peers}."
 
 
 # ---------------------------------------------------------------- the picture

@@ -8,6 +8,7 @@ whatever a library prints goes to standard error. Between commands it waits in a
                                                       -> seconds to the end of the first step, values of n steps, memory
     {"do": "calibrate", "seconds": s}                 -> seconds of one step
     {"do": "round", "steps": n, "warm_up": n}         -> seconds of one step, mean of n after the warm-up
+    {"do": "profile"}                                 -> ops, name and seconds of each kernel, where an engine tells
 """
 
 from __future__ import annotations
@@ -95,6 +96,9 @@ class Worker:
         gc.collect()
         self._timed(warm_up)
         return {"seconds": self._timed(steps) / steps}
+
+    def do_profile(self) -> dict[str, Any]:
+        return {"kernels": self.step.profile() if self.step.profile else []}
 
     def _timed(self, count: int) -> float:
         run = self.step.run

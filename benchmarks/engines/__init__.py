@@ -14,11 +14,13 @@ from typing import Any
 class Step:
     """A row made ready: `run()` is one whole step and returns once its results are there.
 
-    `run` gives the loss, or a tuple of the loss and other results; `restart` puts back the initial weights and moments.
+    `run` gives the loss, or a tuple of the loss and other results; `restart` puts back the initial weights and moments;
+    `profile`, where there is one, gives for each kernel of a step its ops, name and seconds.
     """
 
     run: Callable[[], Any]
     restart: Callable[[], None]
+    profile: Callable[[], list[tuple[str, str, float]]] | None = None
 
 
 ENGINES = {

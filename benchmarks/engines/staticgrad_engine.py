@@ -28,7 +28,14 @@ def build(row: Row, arrays: Arrays, variant: str, compiled: bool = True) -> Step
         return _training(row, arrays, data, decorate)
     function = decorate(_functions(row)[row.kind])
     arguments = tuple(data.values())
-    return Step(partial(function, *arguments), lambda: None)
+    return Step(partial(function, *arguments), lambda: None, _profile_of(function, *arguments))
+
+
+def _profile_of(function: Any, *arguments: Any) -> Callable[[], list[tuple[str, str, float]]] | None:
+    def profile() -> list[tuple[str, str, float]]:
+        return [(row.cost.ops, row.cost.kernel, row.seconds) for row in function.profile(*arguments).rows]
+
+    return profile if hasattr(function, "profile") else None
 
 
 def _functions(row: Row) -> dict[str, Callable[..., Any]]:
@@ -108,4 +115,4 @@ def _training(row: Row, arrays: Arrays, data: dict[str, Any], decorate: Callable
         model.load_state_dict(initial)
         optimizer.load_state_dict(fresh)
 
-    return Step(partial(step, x, y), restart)
+    return Step(partial(step, x, y), restart, _profile_of(step, x, y))

@@ -126,14 +126,20 @@ class _Lowering:
     # ------------------------------------------------------------ what to share
 
     def _cost(self, group: Group) -> float:
-        traffic = sum(node.nbytes for node in (*group.reads, *group.writes))
-        found = fused_cost(self.structures[group], traffic) if group in self.structures else 0.0
-        if group.kind == "matmul":
-            node = product_of(group.nodes)
-            assert node is not None
-            terms = node.operands[0].shape[-2 if node.attributes.get("transpose_x") else -1]
-            found += product_cost(node.size * terms)
-        return call_cost(group.nodes[0]) if group.kind == "call" else found
+        if group.kind == "call":
+            return call_cost(group.nodes[0])
+        return self._cost_of_loops(group) + self._cost_of_product(group)
+
+    def _cost_of_loops(self, group: Group) -> float:
+        if group not in self.structures:
+            return 0.0
+        return fused_cost(self.structures[group], sum(node.nbytes for node in (*group.reads, *group.writes)))
+
+    def _cost_of_product(self, group: Group) -> float:
+        node = product_of(group.nodes)
+        if node is None:
+            return 0.0
+        return product_cost(node.size * node.operands[0].shape[-2 if node.attributes.get("transpose_x") else -1])
 
     def _work_to_share(self) -> float:
         return sum(cost for group, cost in self.costs.items() if cost >= SHARE_FROM and self._can_be_shared(group))
@@ -163,16 +169,29 @@ class _Lowering:
         elif group.kind == "matmul":
             self.lowered.names.append(self._product(group, reads, writes))
         elif group.kind == "fused":
-            self.lowered.names.append(self._kernel(group, self._fused(group), reads, writes))
+            self.lowered.names.append(self._loops(group, reads, writes))
         else:
-            self.lowered.names.append(self._kernel(group, lower_call(group.nodes[0], self.members), reads, writes))
+            call = lower_call(group.nodes[0], self.members)
+            self.lowered.names.append(self._kernel(group, call, reads, writes, self.costs[group]))
 
-    def _kernel(self, group: Group, call: Call, reads: Sequence[Range], writes: Sequence[Range]) -> str:
+    def _loops(self, group: Group, reads: Sequence[Range], writes: Sequence[Range], product: Node | None = None) -> str:
+        """The kernel of a group; of all but its matrix product, which lies where its stand-in will lie."""
+        places = self.places
+        aliases = {written: read for written, read in group.in_place if places[written] == places.get(read)}
+        if product is not None and product not in group.writes:
+            aliases |= {node: product for node in group.writes if places[node] == places[product]}
+        cost = self._cost_of_loops(group)
+        stored = [node for node in group.writes if node is not product]
+        shared = self.lowered.parallel and cost >= SHARE_FROM
+        call = generate(self.structures[group], stored, aliases, shared=shared)
+        return self._kernel(group, call, reads, writes, cost)
+
+    def _kernel(self, group: Group, call: Call, reads: Sequence[Range], writes: Sequence[Range], cost: float) -> str:
         scratch = self.plan.scratch.get(group)
         if call.own_bytes:
             self.lowered.own_bytes = max(self.lowered.own_bytes, call.own_bytes)
             writes = [*writes, Range("own", 0, 1)]
-        self._add(self._call(call, scratch, call.own_bytes), reads, writes, self.costs[group])
+        self._add(self._call(call, scratch, call.own_bytes), reads, writes, cost)
         for join in call.joins:
             self._add(self._call(join, scratch, joins=True), reads, writes)
         return call.kernel.symbol
@@ -182,18 +201,17 @@ class _Lowering:
         product = product_of(group.nodes)
         assert product is not None
         steps = lower_matmul(product, self.members, self._element)
-        plain = group not in self.structures
         names = []
         for step in steps:
-            own = self._generated(step, product, group) if plain or len(steps) == 1 else None
+            own = self._generated(step, product, group) if group not in self.structures or len(steps) == 1 else None
             if own is not None:
                 names.append(self._add_product(own, step, group, reads, writes))
             else:
                 cost = product_cost(step.multiplications) if isinstance(step, Gemm) else 0.0
                 self._add(step, reads, writes, cost)
                 names.append("gemm")
-        if not plain and names == ["gemm"] * len(steps):
-            names.append(self._kernel(group, self._fused(group, product), [*reads, *writes], writes))
+        if group in self.structures and names == ["gemm"] * len(steps):
+            names.append(self._loops(group, [*reads, *writes], writes, product))
         return "+".join(dict.fromkeys(names))
 
     def _generated(self, step: Work, product: Node, group: Group) -> ProductCall | None:
@@ -201,7 +219,9 @@ class _Lowering:
         found = generated_product(step) if isinstance(step, Gemm) else None
         if found is None or not own_is_faster(found, self.cache):
             return None
-        return with_epilogue(found, product, group, self.members)
+        if group in self.structures:
+            return with_epilogue(found, product, group, self.members)
+        return ProductCall(ProductKernel(found))
 
     def _add_product(
         self, call: ProductCall, step: Work, group: Group, reads: Sequence[Range], writes: Sequence[Range]
@@ -209,11 +229,12 @@ class _Lowering:
         assert isinstance(step, Gemm)
         product, symbol = call.kernel.product, call.kernel.symbol
         self.lowered.products[symbol] = call.kernel
-        shared = self.lowered.parallel and self.costs[group] >= SHARE_FROM and extent(product) > grain(product)
+        cost = self.costs[group] if group in self.structures else product_cost(step.multiplications)
+        shared = self.lowered.parallel and cost >= SHARE_FROM and extent(product) > grain(product)
         panel = aligned(scratch_bytes(product))
         sums = [aligned(node.nbytes) for node in call.sums] if shared else []
         own_bytes = panel + sum(sums)
-        addresses = [step.a, step.b, *(self._address(operand) for operand in call.operands)]
+        addresses = [step.a, step.b, *(map(self._address, call.operands) if call.operands else [step.c])]
         joins = []
         for index, node in enumerate(call.sums):
             if shared:
@@ -228,20 +249,10 @@ class _Lowering:
             self.lowered.own_bytes = max(self.lowered.own_bytes, own_bytes)
             writes = [*writes, Range("own", 0, 1)]
         kernel_call = KernelCall(symbol, tuple(addresses), extent(product), grain(product))
-        self._add(kernel_call, reads, writes, self.costs[group])
+        self._add(kernel_call, reads, writes, cost)
         for join in joins:
             self._add(self._call(join, joins=True), reads, writes)
         return symbol
-
-    def _fused(self, group: Group, product: Node | None = None) -> Call:
-        """The kernel of a group; of all but its matrix product, which lies where its stand-in will lie."""
-        places = self.places
-        aliases = {written: read for written, read in group.in_place if places[written] == places.get(read)}
-        if product is not None and product not in group.writes:
-            aliases |= {node: product for node in group.writes if places[node] == places[product]}
-        shared = self.lowered.parallel and self.costs[group] >= SHARE_FROM
-        writes = [node for node in group.writes if node is not product]
-        return generate(self.structures[group], writes, aliases, shared=shared)
 
     def _call(self, call: Call, scratch: Place | None = None, own_bytes: int = 0, *, joins: bool = False) -> KernelCall:
         kernel = self.lowered.kernels.setdefault(call.kernel.symbol, call.kernel)

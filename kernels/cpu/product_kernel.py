@@ -36,17 +36,15 @@ class ProductKernel:
 
 @dataclass(frozen=True)
 class ProductCall:
-    """A product's kernel with what is passed after A and B: C, operands and outputs; `sums` come after them."""
+    """A product's kernel with what an epilogue has passed after A and B: C, operands and outputs; then the `sums`."""
 
     kernel: ProductKernel
-    operands: tuple[Operand, ...]
+    operands: tuple[Operand, ...] = ()
     sums: tuple[Node, ...] = ()
 
 
 def with_epilogue(plain: Product, product: Node, group: Group, members: Members) -> ProductCall:
     """The call that computes a group around `product`, whose matrices `plain` describes."""
-    if len(group.nodes) == 1:
-        return ProductCall(ProductKernel(plain), (Operand("storage", product),))
     return _Epilogue(plain, product, group, members).call()
 
 

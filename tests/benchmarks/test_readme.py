@@ -26,6 +26,13 @@ def test_the_readme_holds_the_committed_results(readme):
     assert readme.filled(text) == text
 
 
+def test_the_page_on_speed_holds_the_committed_results(readme):
+    text = readme.SPEED_PAGE.read_text(encoding="utf-8")
+    assert "<!-- two threads -->" in text
+    assert "<!-- one thread -->" in text
+    assert readme.speed_page(text) == text
+
+
 def test_filling_replaces_what_was_there(readme):
     made = readme.filled("a\n<!-- results -->\nold\n<!-- /results -->\nb\n")
     assert "old" not in made

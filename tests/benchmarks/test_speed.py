@@ -56,6 +56,9 @@ def test_both_modes_compute_the_same_and_restart(name):
     for mode in (True, False):
         step = build(row, row.arrays(), "", compiled=mode)
         values[f"compiled={mode}"] = [numbers(step.run()) for _ in range(STEPS_COMPARED)]
+        assert (step.profile is not None) is mode
+        if step.profile:
+            assert all(seconds >= 0 and ops and kernel for ops, kernel, seconds in step.profile())
         step.restart()
         values[f"compiled={mode}, again"] = [numbers(step.run()) for _ in range(STEPS_COMPARED)]
     check_agreement(name, values)

@@ -110,6 +110,15 @@ def test_a_stack_of_products(own: bool, monkeypatch: pytest.MonkeyPatch) -> None
     agree(found, function(*map(sg.asarray, (x, y, bias, other))), "float32")
 
 
+def test_a_stack_in_several_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No single stride serves both operands over the whole stack: each piece is a product of its own."""
+    monkeypatch.setattr(lower, "own_is_faster", lambda product, cache: True)
+    x, y = values(3, 1, 12, 16), values(1, 4, 16, 10)
+    for function in (lambda x, y: x @ y, lambda x, y: sg.tanh(x @ y)):
+        compiled = sg.compile(function, cache=False)
+        agree(compiled(x, y), function(sg.asarray(x), sg.asarray(y)), "float32")
+
+
 def test_equal_layers_share_their_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lower, "own_is_faster", lambda product, cache: True)
     weights, x = values(6, 16, 16), values(8, 16)
