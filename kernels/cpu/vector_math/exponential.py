@@ -118,16 +118,18 @@ def _reduced(x: Scalar, rest: Scalar) -> Scalar:
     return n, r, (high - r) - low
 
 
-def _split_exp(x: Scalar, rest: Scalar) -> tuple[Scalar, Scalar]:
+def _split_exp(x: Scalar, rest: Scalar = None) -> tuple[Scalar, Scalar]:
     """(p, n) with e^(x + rest) = p 2^n, p next to 1 and n an integral float; `rest` is small."""
-    n, r, c = _reduced(x, rest)
-    return 1.0 + (r + multiply_add(r * r, _EXP(r), c)), n
+    n = rounded(x * _LOG2_E(x))
+    r = multiply_add(n, -_LN2_LOW(x), x - n * _LN2_HIGH(x))
+    r = r if rest is None else r + rest
+    return 1.0 + multiply_add(r * r, _EXP(r), r), n
 
 
 @scalar
 def exp(x: Scalar) -> Scalar:
     """e^x."""
-    return _scaled(*_split_exp(clamp(x, _EXP_LOWER(x), _EXP_UPPER(x)), 0.0))
+    return _scaled(*_split_exp(clamp(x, _EXP_LOWER(x), _EXP_UPPER(x))))
 
 
 def exp_of_sum(high: Scalar, low: Scalar) -> Scalar:
@@ -145,7 +147,7 @@ def normal_exp_of_sum(high: Scalar, low: Scalar) -> Scalar:
 
 def _half_exp(x: Scalar) -> Scalar:
     """e^x / 2 for x >= 0."""
-    p, n = _split_exp(select(x > _HALF_EXP_UPPER(x), _HALF_EXP_UPPER(x), x), 0.0)
+    p, n = _split_exp(select(x > _HALF_EXP_UPPER(x), _HALF_EXP_UPPER(x), x))
     return p * power_of_two(n - 2.0) * 2.0  # 2^(n - 1) itself may be above the largest float
 
 
@@ -196,7 +198,7 @@ def sigmoid(x: Scalar) -> Scalar:
 def tanh(x: Scalar) -> Scalar:
     """(e^x - e^-x) / (e^x + e^-x), as 1 - 2 / (e^2x + 1); a polynomial for |x| <= 5/8."""
     a = fabs(x)
-    p, n = _split_exp(2.0 * select(a > _TANH_UPPER(x), _TANH_UPPER(x), a), 0.0)
+    p, n = _split_exp(2.0 * select(a > _TANH_UPPER(x), _TANH_UPPER(x), a))
     large = 1.0 - 2.0 / (p * power_of_two(n) + 1.0)
     square = a * a
     small = multiply_add(a * square, _TANH(square), a)
