@@ -299,23 +299,22 @@ class _Clusters:
         product = product_of(nodes)
         if cluster.members is None:
             return Group("call" if product is None else "matmul", nodes, tuple(reads), nodes)
-        structure = structure_of(nodes, writes, self.members)
+        structure = _structure_of(nodes, writes, self.members)
         if product is None:
             pairs = in_place_pairs(structure, writes, picked_owners(structure))
             pairs = [(written, read) for written, read in pairs if read in reads]
-            return Group("fused", nodes, tuple(reads), writes, tuple(pairs), structure.scratch_bytes)
+            return Group("fused", nodes, tuple(reads), writes, tuple(pairs), structure.scratch_bytes, structure)
         scratch_bytes = structure.scratch_bytes
         if stand_in(product, writes) is None:
             scratch_bytes = aligned(scratch_bytes) + product.nbytes
-        return Group("matmul", nodes, tuple(reads), writes, (), scratch_bytes)
+        return Group("matmul", nodes, tuple(reads), writes, (), scratch_bytes, structure)
 
     def _is_stored(self, node: Node, inside: Container[Node]) -> bool:
         return node in self.results or any(reader not in inside for reader in self.readers.get(node, ()))
 
 
-def structure_of(nodes: Sequence[Node], writes: Sequence[Node], members: Members | None = None) -> Structure:
-    """The structure of a fused group's kernel, with its passes decided."""
-    members = members or Members()
+def _structure_of(nodes: Sequence[Node], writes: Sequence[Node], members: Members) -> Structure:
+    """The nest of loops that computes a group's nodes, its matrix product left out, with its passes decided."""
     found = [member for node in nodes if (member := members.member(node)) is not None]
     structure = analyse(found)
     if structure is None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from staticgrad.graph.node import Node
+from staticgrad.graph.structure import Structure
 
 GroupKind = Literal["fused", "matmul", "call"]
 
@@ -25,6 +26,7 @@ class Group:
             reads each element for the last time before, or at, the moment it writes the element of the same place.
         scratch_bytes: working memory that the kernel needs while it runs. A product that is not stored, and whose place
             no written value can lend, has its own behind it, from `scratch_bytes - product.nbytes` on.
+        structure: the nest of loops of a fused group, or of what follows a matrix product.
     """
 
     kind: GroupKind
@@ -33,3 +35,4 @@ class Group:
     writes: tuple[Node, ...]
     in_place: tuple[tuple[Node, Node], ...] = ()
     scratch_bytes: int = 0
+    structure: Structure | None = None

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from staticgrad.graph.epilogue import product_of, stand_in
-from staticgrad.graph.fusion import structure_of
 from staticgrad.graph.group import Group
 from staticgrad.graph.lifetimes import aligned, last_check
 from staticgrad.graph.members import Members
@@ -73,9 +72,7 @@ class _Lowering:
         self.tasks: list[Task] = []
         self.own_start = -(-plan.peak_bytes // ALIGNMENT) * ALIGNMENT
         self.structures: dict[Group, Structure] = {
-            group: structure_of(group.nodes, group.writes, self.members)
-            for group in plan.groups
-            if _is_generated(group) and _has_work(group)
+            group: group.structure for group in plan.groups if group.structure is not None and _has_work(group)
         }
         self.places = dict(plan.places)
         for group in plan.groups:
@@ -278,11 +275,6 @@ class _Lowering:
     def _element(self, owner: Node, offset: int) -> Address:
         place = self.places.get(owner)
         return NOWHERE if place is None else self.table.address(place, offset * owner.dtype.itemsize)
-
-
-def _is_generated(group: Group) -> bool:
-    """Whether there is a nest of loops in the group, around or beside a matrix product."""
-    return group.kind == "fused" or (group.kind == "matmul" and len(group.nodes) > 1)
 
 
 def _has_work(group: Group) -> bool:
