@@ -131,6 +131,7 @@ TABLES = (
           lambda z: z * z, 0, 0.61686, 2, 5),
     Table("ERF", _series(_root(lambda x: mp.erf(x) / x - 1), lambda z: 2 / mp.sqrt(mp.pi) * (1 - z / 3) - 1, 1e-20),
           lambda z: mp.mpf(1), 0, 1, 6, 11),
+    Table("LOG_ERFC", lambda x: mp.log(mp.erfc(x)), mp.erfc, 1, 6, 6, 17, single_upper=4),
     Table("ERFC", _scaled_erfc(4), lambda t: mp.mpf(1), -1, 0.745, 11, 24, single_upper=0.433),
     Table("LGAMMA", _series(lambda t: mp.loggamma(2 + t) / t, lambda t: 1 - mp.euler + t * (mp.zeta(2) - 1) / 2),
           lambda t: mp.mpf(1), -0.5, 0.5, 8, 18),

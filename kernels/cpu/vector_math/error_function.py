@@ -7,9 +7,7 @@ M. Shepherd and J. Laframboise ("Chebyshev approximation of (1 + 2x) exp(x^2) er
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from staticgrad.kernels.cpu.vector_math.exponential import exp_of_sum, normal_exp_of_sum
+from staticgrad.kernels.cpu.vector_math.exponential import exp_of_sum, normal_exp
 from staticgrad.kernels.cpu.vector_math.primitives import (
     Scalar,
     constant,
@@ -82,16 +80,31 @@ _ERFC = polynomial(  # erfc(x) e^(x^2) (1 + 2x) in t
         2.8340944636432256e-10,
     ),
 )
+_LOG_ERFC = polynomial(  # log(erfc(x)), 1 <= x <= _ERF_UPPER
+    (-0.00035376483, -1.1270398, -0.638226, -0.10303708, 0.021805177, -0.0029395707, 0.00018557016),
+    (
+        -5.132952308196164e-07,
+        -1.1283739912038466,
+        -0.6366440573232115,
+        -0.1027022837817202,
+        0.018988030780526823,
+        0.0004135520170607775,
+        -0.0019189617393815168,
+        0.0007730561303354494,
+        -0.0001365624938920982,
+        -1.9519634422638783e-05,
+        2.253159942201727e-05,
+        -8.578381898370944e-06,
+        2.1147021058750813e-06,
+        -3.6954718098169706e-07,
+        4.5930704938553316e-08,
+        -3.889774999317371e-09,
+        2.020203195626075e-10,
+        -4.864721477358529e-12,
+    ),
+)
 _ERF_UPPER = constant(4.0, 6.0)  # erf(x) rounds to 1 above
 _ERFC_UPPER = constant(10.1, 27.3)  # erfc(x) rounds to zero above
-
-
-def _erfc_of_positive(a: Scalar, exp_of_sum: Callable[[Scalar, Scalar], Scalar]) -> Scalar:
-    """erfc(a) for a >= 0, no larger than where it rounds to zero."""
-    t = (a - 4.0) / (a + 4.0)
-    high = leading_half(a)  # a^2 = high^2 + (a - high)(a + high), the first product exact
-    decay = exp_of_sum(-high * high, -(a - high) * (a + high))
-    return decay * (_ERFC(t) / multiply_add(2.0, a, 1.0))
 
 
 @scalar
@@ -99,16 +112,19 @@ def erf(x: Scalar) -> Scalar:
     """2/sqrt(pi) times the integral of e^(-t^2) from 0 to x."""
     a = fabs(x)
     small = multiply_add(x, _ERF(x * x), x)
-    near = select(a > _ERF_UPPER(x), _ERF_UPPER(x), a)
-    large = copysign(1.0 - _erfc_of_positive(near, normal_exp_of_sum), x)
-    return select(a < 1.0, small, large)
+    large = 1.0 - normal_exp(_LOG_ERFC(select(a > _ERF_UPPER(x), _ERF_UPPER(x), a)))
+    return select(a < 1.0, small, copysign(large, x))
 
 
 @scalar
 def erfc(x: Scalar) -> Scalar:
     """1 - erf(x), without cancellation for large x."""
     a = fabs(x)
-    tail = _erfc_of_positive(select(a > _ERFC_UPPER(x), _ERFC_UPPER(x), a), exp_of_sum)
+    a = select(a > _ERFC_UPPER(x), _ERFC_UPPER(x), a)
+    t = (a - 4.0) / (a + 4.0)
+    high = leading_half(a)  # a^2 = high^2 + (a - high)(a + high), the first product exact
+    decay = exp_of_sum(-high * high, -(a - high) * (a + high))
+    tail = decay * (_ERFC(t) / multiply_add(2.0, a, 1.0))
     value = select(x < 0.0, 2.0 - tail, tail)
     near = 1.0 - multiply_add(x, _ERF(x * x), x)
     return select(fabs(x) < 0.25, near, value)

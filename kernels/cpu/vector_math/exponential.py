@@ -9,14 +9,19 @@ that results below the normal range are rounded once and not flushed.
 from __future__ import annotations
 
 from staticgrad.kernels.cpu.vector_math.primitives import (
+    EXPONENT_BIAS,
+    MANTISSA_BITS,
     Scalar,
+    bits,
     constant,
     copysign,
     fabs,
+    from_bits,
     multiply_add,
     polynomial,
     power_of_two,
     rounded,
+    rounding_origin,
     scalar,
     select,
 )
@@ -104,9 +109,17 @@ def clamp(x: Scalar, lower: Scalar, upper: Scalar) -> Scalar:
 
 
 def _scaled(p: Scalar, n: Scalar) -> Scalar:
-    """p 2^n, rounded once, for |n| up to twice the exponent range."""
-    half = rounded(n * 0.5)
-    return p * power_of_two(half) * power_of_two(n - half)
+    """p 2^n, rounded once, for |n| up to somewhat more than the exponent range.
+
+    The exponent fields of two powers of two, whose sum is n plus two biases, are halves of that sum.
+    """
+    builder, bias = n.builder, EXPONENT_BIAS[n.kind]
+    pattern = bits(n + (rounding_origin(n.kind) + 2 * bias))
+    both = builder.and_(pattern, pattern.type(4 * bias + 3))
+    first = builder.lshr(both, pattern.type(1))
+    size = pattern.type(MANTISSA_BITS[n.kind])
+    powers = [from_bits(n, builder.shl(field, size)) for field in (first, builder.sub(both, first))]
+    return p * powers[0] * powers[1]
 
 
 def _reduced(x: Scalar, rest: Scalar) -> Scalar:
@@ -138,10 +151,9 @@ def exp_of_sum(high: Scalar, low: Scalar) -> Scalar:
     return _scaled(*_split_exp(clamp(x, _EXP_LOWER(x), _EXP_UPPER(x)), (high - x) + low))
 
 
-def normal_exp_of_sum(high: Scalar, low: Scalar) -> Scalar:
-    """e^(high + low), for |low| no larger than |high|, where it is neither subnormal nor near the largest float."""
-    x = high + low
-    p, n = _split_exp(x, (high - x) + low)
+def normal_exp(x: Scalar) -> Scalar:
+    """e^x where it is neither subnormal nor near the largest float."""
+    p, n = _split_exp(x)
     return p * power_of_two(n)
 
 
@@ -198,8 +210,7 @@ def sigmoid(x: Scalar) -> Scalar:
 def tanh(x: Scalar) -> Scalar:
     """(e^x - e^-x) / (e^x + e^-x), as 1 - 2 / (e^2x + 1); a polynomial for |x| <= 5/8."""
     a = fabs(x)
-    p, n = _split_exp(2.0 * select(a > _TANH_UPPER(x), _TANH_UPPER(x), a))
-    large = 1.0 - 2.0 / (p * power_of_two(n) + 1.0)
+    large = 1.0 - 2.0 / (normal_exp(2.0 * select(a > _TANH_UPPER(x), _TANH_UPPER(x), a)) + 1.0)
     square = a * a
     small = multiply_add(a * square, _TANH(square), a)
     return copysign(select(a <= 0.625, small, large), x)

@@ -113,16 +113,21 @@ def log10(x: Scalar) -> Scalar:
     return _with_special_values(x, total + (((exponent - total) + leading) + rest))
 
 
-@scalar
-def log1p(x: Scalar) -> Scalar:
-    """log(1 + x), without cancellation near zero; NaN below -1, -inf at -1."""
+def _finite_log1p(x: Scalar) -> Scalar:
+    """log(1 + x) for finite x > -1."""
     u = 1.0 + x
     m, e = split_exponent(u)
     lost = select(e > 1.0, 1.0 - (u - x), x - (u - 1.0))  # what rounding took from 1 + x
     near = e == 0.0
     f = select(near, x, m - 1.0)
     c = select(near, 0.0, lost / u)
-    return copysign(_with_special_values(u, log_of_parts(f, e, c)), x)
+    return log_of_parts(f, e, c)
+
+
+@scalar
+def log1p(x: Scalar) -> Scalar:
+    """log(1 + x), without cancellation near zero; NaN below -1, -inf at -1."""
+    return copysign(_with_special_values(1.0 + x, _finite_log1p(x)), x)
 
 
 @scalar
@@ -132,8 +137,8 @@ def asinh(x: Scalar) -> Scalar:
     huge = a > _SQUARES_OVERFLOW(x)
     square = a * a
     moderate = a + square / (1.0 + sqrt(square + 1.0))
-    value = log1p(select(huge, a, moderate)) + select(huge, _LN2(x), 0.0)
-    return copysign(value, x)
+    value = _finite_log1p(select(huge, a, moderate)) + select(huge, _LN2(x), 0.0)
+    return copysign(select(a < inf, value, a), x)
 
 
 @scalar
