@@ -1,8 +1,9 @@
 """The error function and its complement.
 
-Near zero erf(x) = x + x P(x^2). Elsewhere erfc(x) = e^(-x^2) G(t) / (1 + 2x) with t = (x - 4) / (x + 4), the form of
+Near zero erf(x) = x + x P(x^2). Elsewhere erf(x) = 1 - e^L(x), where L = log(erfc(x)) need not be precise, as little is
+taken from one. erfc(x) = e^(-x^2) G(t) / (1 + 2x) with t = (x - 4) / (x + 4) is, relative to itself: the form of
 M. Shepherd and J. Laframboise ("Chebyshev approximation of (1 + 2x) exp(x^2) erfc x", Mathematics of Computation 36,
-1981), whose G is so smooth that one polynomial serves all x >= 0. Both come from `benchmarks/minimax.py`.
+1981), whose G is so smooth that one polynomial serves all x >= 0. All come from `benchmarks/minimax.py`.
 """
 
 from __future__ import annotations
