@@ -43,7 +43,8 @@ def compile_graph(graph: Graph, *, reuse: bool = True, poison: bool = False, cac
         cache: where programs and kernels are kept on disk; None keeps nothing.
     """
     with stage("look up"):
-        key = content_key(graph_key(graph), host_key(), toolchain_key(), f"{reuse} {poison}")
+        # The number of threads decides whether steps are shared at all, and how.
+        key = content_key(graph_key(graph), host_key(), toolchain_key(), f"{reuse} {poison} {thread_count()}")
         found = cache.get("program", key) if cache is not None else None
     if found is not None:
         with stage("load"):

@@ -218,6 +218,39 @@ def test_a_shared_program_gives_what_one_thread_gives(always_shared, monkeypatch
     assert all((a.numpy() == b.numpy()).all() for a, b in zip(results, together(x, w), strict=True))
 
 
+COUNTED = """
+import sys, numpy as np
+import staticgrad as sg
+random = np.random.default_rng(0)
+x, w = (sg.asarray(random.standard_normal(shape).astype(np.float32)) for shape in ((900, 80), (80, 96)))
+
+@sg.compile
+def step(x, w):
+    z = sg.tanh(x @ w)
+    return sg.softmax(z, axis=-1), sg.sum(z * z, axis=0), sg.mean(z), sg.argmax(z, axis=1)
+
+wanted = step(x, w)
+step.save(sys.argv[1])
+for path in sys.argv[2:]:
+    for ours, other in zip(wanted, sg.load(path)(x, w), strict=True):
+        np.testing.assert_allclose(ours.numpy(), other.numpy(), rtol=1e-5, atol=1e-6)
+print("on disk" if step.cache_info().from_disk else "made")
+"""
+
+
+def test_a_program_is_made_for_its_number_of_threads_and_runs_with_any(tmp_path):
+    def answer(count, *others):
+        environment = {**os.environ, "STATICGRAD_NUM_THREADS": str(count), "STATICGRAD_CACHE_DIR": str(tmp_path / "c")}
+        paths = [str(tmp_path / f"{name}.sg") for name in (count, *others)]
+        done = subprocess.run(
+            [sys.executable, "-c", COUNTED, *paths], env=environment, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    assert [answer(1), answer(3, 1), answer(1, 3), answer(3, 1)] == ["made", "made", "on disk", "on disk"]
+
+
 def test_an_index_out_of_range_is_found_by_any_thread(always_shared):
     table, rows = sg.asarray(np.eye(10, dtype=np.float32)), np.zeros(64, np.int64)
     look_up = sg.compile(lambda table, rows: sg.take(table, rows, axis=0) * 2.0, cache=False)
