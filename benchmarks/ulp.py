@@ -20,7 +20,7 @@ import numpy as np
 from numba import njit, types
 
 from staticgrad.graph.ops import numpy_math
-from staticgrad.kernels.cpu import vector_math
+from staticgrad.kernels import vector_math
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "ulp.json"

@@ -1,4 +1,4 @@
-"""The vector maths on NumPy: one function for each name that `staticgrad.kernels.cpu.vector_math` has too.
+"""The vector maths on NumPy: one function for each name that `staticgrad.kernels.vector_math` has too.
 
 An elementwise op has one scalar function, such as `def _tanh(x): return vm.tanh(x)`. Dynamic mode and the reference
 run it with `vm` bound to this module, on arrays or scalars; compiled kernels run it with `vm` bound to the other.

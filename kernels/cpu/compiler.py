@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
+from functools import cache as remembered
 from typing import Any
 
 from staticgrad.graph.fusion import fuse
@@ -15,8 +17,8 @@ from staticgrad.graph.timeline import stage
 from staticgrad.kernels.cache import DiskCache, content_key
 from staticgrad.kernels.cpu import native
 from staticgrad.kernels.cpu.host import host_key, toolchain_key
-from staticgrad.kernels.cpu.kernel import Kernel, kernel_llvm
 from staticgrad.kernels.cpu.lower import lower
+from staticgrad.kernels.kernel import Kernel
 
 _kernel_code: dict[str, str] = {}  # IR of kernels compiled or loaded by this process, by symbol
 _kernel_lock = threading.Lock()
@@ -71,3 +73,28 @@ def _early_outputs(graph: Graph, plan: Plan) -> list[int]:
     """The outputs that are written while a check of indices may still end the run."""
     written = {node for group in plan.groups[: last_check(plan.groups) + 1] for node in group.writes}
     return [index for index, node in enumerate(graph.outputs) if node in written]
+
+
+def kernel_llvm(kernel: Kernel) -> str:
+    """Compile a kernel to LLVM IR. This is the one place that imports Numba, and a cached program never gets here."""
+    from staticgrad.kernels.cpu.numba_bridge import kernel_ir
+
+    namespace: dict[str, Any] = dict(_names())
+    exec(compile(kernel.source, f"<{kernel.symbol}>", "exec"), namespace)
+    return kernel_ir(namespace["kernel"], kernel.dtypes, kernel.symbol, numbers=kernel.numbers)
+
+
+@remembered
+def _names() -> Mapping[str, Any]:
+    """What a kernel's source may use: the dtypes, the vector maths, the steps of reductions, checked indices."""
+    import numba
+
+    from staticgrad.kernels import accumulate, vector_math
+    from staticgrad.kernels.checked_index import checked_index, checked_position
+
+    names = {name: getattr(vector_math, name) for name in dir(vector_math) if not name.startswith("_")}
+    dtypes = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float32", "float64")
+    names |= {name: getattr(numba, name) for name in dtypes}
+    names |= {name: getattr(accumulate, name) for name in ("accumulate_sum", "accumulate_product", "larger", "smaller")}
+    checks = {"checked_index": checked_index, "checked_position": checked_position}
+    return names | checks | {"inf": float("inf"), "nan": float("nan"), "range": range}

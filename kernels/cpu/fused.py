@@ -16,10 +16,11 @@ import numpy as np
 from staticgrad.graph.members import ARGUMENTS, Access, Member
 from staticgrad.graph.node import DType, Node
 from staticgrad.graph.structure import SCRATCH_ALIGNMENT, Level, Structure
-from staticgrad.kernels.cpu.expressions import BOOL, elementwise_expression, literal
 from staticgrad.kernels.cpu.joins import sum_of_parts
-from staticgrad.kernels.cpu.kernel import Call, Kernel, Operand
-from staticgrad.kernels.cpu.reduction_steps import (
+from staticgrad.kernels.cpu.structural import check_of
+from staticgrad.kernels.expressions import BOOL, elementwise_expression, literal
+from staticgrad.kernels.kernel import Call, Kernel, Operand
+from staticgrad.kernels.reduction_steps import (
     FLOAT64,
     accumulator_dtype,
     first_value,
@@ -28,7 +29,6 @@ from staticgrad.kernels.cpu.reduction_steps import (
     step,
     stored_value,
 )
-from staticgrad.kernels.cpu.structural import check_of
 
 CHUNK = 4096  # longest run of float additions in one accumulator; partial sums are added in float64
 GRAIN = 64  # elements of a flat loop that stay with one thread: whole cache lines

@@ -52,7 +52,7 @@ def toolchain_key() -> str:
     """
     versions = [f"{name}-{installed_version(name)}" for name in ("numba", "numpy")]
     python = f"python-{sys.version_info[0]}.{sys.version_info[1]}"
-    return "/".join([host_key(), *versions, python, f"source-{_source_digest()}"])
+    return "/".join([host_key(), *versions, python, f"source-{source_digest()}"])
 
 
 @cache
@@ -69,13 +69,17 @@ def installed_version(package: str) -> str:
     return metadata.version(package)
 
 
-def _source_digest() -> str:
+@cache
+def source_digest(backend: str = "cpu") -> str:
     """A hash of the code that makes programs: a change to planning, lowering or vector maths changes every key."""
     digest = hashlib.sha256()
-    for folder in (os.path.dirname(__file__), os.path.dirname(graph.__file__)):
-        found = [
-            os.path.join(below, name) for below, _, names in os.walk(folder) for name in names if name.endswith(".py")
-        ]
+    kernels = os.path.dirname(os.path.dirname(__file__))
+    for folder in (kernels, os.path.dirname(graph.__file__)):
+        found = []
+        for below, folders, names in os.walk(folder):
+            if below == kernels:
+                folders[:] = [name for name in folders if name in (backend, "vector_math")]
+            found += [os.path.join(below, name) for name in names if name.endswith(".py")]
         for path in sorted(found):
             with open(path, "rb", buffering=0) as file:
                 text = file.read()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 from staticgrad.graph.node import Node, Shape
-from staticgrad.kernels.cpu.expressions import literal
 from staticgrad.kernels.cpu.structural import check_of, lowering, nest
+from staticgrad.kernels.expressions import literal
 
 
 def _around(shape: Shape, axis: int) -> tuple[int, int]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from staticgrad.graph.node import Node
-from staticgrad.kernels.cpu.kernel import Call, Kernel, Operand
-from staticgrad.kernels.cpu.reduction_steps import accumulator_dtype, narrowed, step, stored_value
+from staticgrad.kernels.kernel import Call, Kernel, Operand
+from staticgrad.kernels.reduction_steps import accumulator_dtype, narrowed, step, stored_value
 
 
 def sum_of_parts(node: Node, offset: int, distance: int, *, wide: bool) -> Call:

@@ -19,13 +19,13 @@ from staticgrad.kernels.cpu.fused import generate, turns
 from staticgrad.kernels.cpu.gemm import extent, grain, scratch_bytes
 from staticgrad.kernels.cpu.gemm_choice import own_is_faster
 from staticgrad.kernels.cpu.joins import sum_of_parts
-from staticgrad.kernels.cpu.kernel import Call, Kernel, Operand
 from staticgrad.kernels.cpu.phases import PARALLEL_FROM, SHARE_FROM, Range, Task, on_one_thread, on_threads
 from staticgrad.kernels.cpu.product_kernel import ProductCall, ProductKernel, with_epilogue
 from staticgrad.kernels.cpu.steps import Address, Arena, Argument, Check, Copy, Fill, Gemm, KernelCall, Step, Work
 from staticgrad.kernels.cpu.structural import lower_call
 from staticgrad.kernels.cpu.table import STATUS_BYTES, Table
 from staticgrad.kernels.cpu.threads import thread_count
+from staticgrad.kernels.kernel import Call, Kernel, Operand
 
 POISON = 0xFF  # every float of these bytes is NaN
 NOWHERE = Arena(0)  # the address of a value without elements

@@ -12,9 +12,9 @@ from staticgrad.graph.epilogue import row_and_column
 from staticgrad.graph.group import Group
 from staticgrad.graph.members import Access, Members
 from staticgrad.graph.node import Node
-from staticgrad.kernels.cpu.expressions import BOOL, elementwise_expression, literal
 from staticgrad.kernels.cpu.gemm import Product, Side, emit, gemm_ir, number
-from staticgrad.kernels.cpu.kernel import Operand
+from staticgrad.kernels.expressions import BOOL, elementwise_expression, literal
+from staticgrad.kernels.kernel import Operand
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def _compiled(source: str) -> Callable[..., Any]:
 @cache
 def _names() -> Mapping[str, Any]:
     """What an epilogue may use: the vector maths, and the dtypes."""
-    from staticgrad.kernels.cpu import vector_math
+    from staticgrad.kernels import vector_math
 
     names: dict[str, Any] = {name: partial(emit, getattr(vector_math, name)) for name in vector_math.__all__}
     return names | {"float32": number, "float64": number, "inf": float("inf"), "nan": float("nan")}

@@ -6,8 +6,8 @@ import math
 
 from staticgrad.graph.node import Node
 from staticgrad.graph.views import contiguous_strides
-from staticgrad.kernels.cpu.expressions import literal
 from staticgrad.kernels.cpu.structural import lowering, nest
+from staticgrad.kernels.expressions import literal
 
 
 @lowering("concat")

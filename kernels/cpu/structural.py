@@ -13,8 +13,8 @@ import numpy as np
 from staticgrad.graph.fusion import stored_operand
 from staticgrad.graph.members import Members
 from staticgrad.graph.node import Node
-from staticgrad.kernels.cpu.expressions import BOOL
-from staticgrad.kernels.cpu.kernel import Call, Kernel, Operand
+from staticgrad.kernels.expressions import BOOL
+from staticgrad.kernels.kernel import Call, Kernel, Operand
 
 INT64 = np.dtype(np.int64)
 GRAIN = 16  # turns that stay with one thread: a cache line, where a turn is one element

@@ -37,7 +37,7 @@ def apply(text: Text, epilogue: Epilogue, value: str, operands: Sequence[str], p
     """Write the epilogue for one vector; the names of its results. `operands` name those of the product."""
     from llvmlite import ir
 
-    from staticgrad.kernels.cpu.vector_math.primitives import Value
+    from staticgrad.kernels.vector_math.primitives import Value
 
     builder = _Lanes(text)
     kind = builder.kind
@@ -60,7 +60,7 @@ def emit(function: Callable[..., Any], *operands: Any) -> Any:
     from llvmlite import ir
     from numba import types
 
-    from staticgrad.kernels.cpu.vector_math.primitives import Value, literal
+    from staticgrad.kernels.vector_math.primitives import Value, literal
 
     if "typingctx" not in inspect.signature(type_of := inspect.unwrap(function)).parameters:
         return function(*operands)
@@ -83,7 +83,7 @@ def number(value: Any) -> Any:
     """A truth value of an epilogue as 0 or 1; anything else as it is."""
     from llvmlite import ir
 
-    from staticgrad.kernels.cpu.vector_math.primitives import Value
+    from staticgrad.kernels.vector_math.primitives import Value
 
     if not isinstance(value, Value) or value.kind != ir.IntType(1):
         return value

@@ -10,10 +10,10 @@ from staticgrad.graph.fusion import fuse
 from staticgrad.graph.node import Graph, Node
 from staticgrad.graph.op import registry
 from staticgrad.graph.plan import make_plan
-from staticgrad.kernels.cpu.expressions import converted, elementwise_expression, literal
-from staticgrad.kernels.cpu.kernel import Kernel
 from staticgrad.kernels.cpu.lower import lower
 from staticgrad.kernels.cpu.structural import lowered_ops
+from staticgrad.kernels.expressions import converted, elementwise_expression, literal
+from staticgrad.kernels.kernel import Kernel
 
 F32, F64, BOOL, INT = (np.dtype(name) for name in ("float32", "float64", "bool", "int32"))
 

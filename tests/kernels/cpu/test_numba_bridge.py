@@ -19,7 +19,7 @@ from staticgrad.kernels.cpu.host import toolchain_key
 from staticgrad.kernels.cpu.llvm import with_lanes
 from staticgrad.kernels.cpu.numba_bridge import compile_count, kernel_ir
 from staticgrad.kernels.cpu.steps import Arena, Argument, KernelCall
-from staticgrad.kernels.cpu.vector_math import exp, sin
+from staticgrad.kernels.vector_math import exp, sin
 
 N = 37  # no multiple of any vector width
 

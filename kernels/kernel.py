@@ -1,12 +1,11 @@
-"""A kernel: generated Python source over raw pointers, its identity, and the names it may use."""
+"""A kernel: generated Python source over raw pointers, its identity, and the operands of a call."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache, cached_property
-from typing import Any, Literal
+from functools import cached_property
+from typing import Literal
 
 from staticgrad.graph.node import DType, Node
 
@@ -64,28 +63,3 @@ class Call:
     own_bytes: int = 0
     joins: tuple[Call, ...] = ()
     numbers: tuple[int, ...] = ()
-
-
-def kernel_llvm(kernel: Kernel) -> str:
-    """Compile a kernel to LLVM IR. This is the one place that imports Numba, and a cached program never gets here."""
-    from staticgrad.kernels.cpu.numba_bridge import kernel_ir
-
-    namespace: dict[str, Any] = dict(_names())
-    exec(compile(kernel.source, f"<{kernel.symbol}>", "exec"), namespace)
-    return kernel_ir(namespace["kernel"], kernel.dtypes, kernel.symbol, numbers=kernel.numbers)
-
-
-@cache
-def _names() -> Mapping[str, Any]:
-    """What a kernel's source may use: the dtypes, the vector maths, the steps of reductions, checked indices."""
-    import numba
-
-    from staticgrad.kernels.cpu import accumulate, vector_math
-    from staticgrad.kernels.cpu.checked_index import checked_index, checked_position
-
-    names = {name: getattr(vector_math, name) for name in dir(vector_math) if not name.startswith("_")}
-    dtypes = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float32", "float64")
-    names |= {name: getattr(numba, name) for name in dtypes}
-    names |= {name: getattr(accumulate, name) for name in ("accumulate_sum", "accumulate_product", "larger", "smaller")}
-    checks = {"checked_index": checked_index, "checked_position": checked_position}
-    return names | checks | {"inf": float("inf"), "nan": float("nan"), "range": range}

@@ -7,7 +7,7 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 
-from staticgrad.kernels.cpu.intrinsic import intrinsic
+from staticgrad.kernels.intrinsic import intrinsic
 
 _WORD = ir.IntType(64)
 

@@ -8,7 +8,7 @@ that results below the normal range are rounded once and not flushed.
 
 from __future__ import annotations
 
-from staticgrad.kernels.cpu.vector_math.primitives import (
+from staticgrad.kernels.vector_math.primitives import (
     EXPONENT_BIAS,
     MANTISSA_BITS,
     Scalar,

@@ -10,13 +10,11 @@ from __future__ import annotations
 from math import inf, nan, pi
 from typing import Any
 
-from numba.extending import register_jitable
-
-from staticgrad.kernels.cpu.intrinsic import intrinsic
-from staticgrad.kernels.cpu.vector_math.arithmetic import abs
-from staticgrad.kernels.cpu.vector_math.logarithm import log, log1p
-from staticgrad.kernels.cpu.vector_math.primitives import copysign, polynomial, round, scalar
-from staticgrad.kernels.cpu.vector_math.trigonometric import sin, tan
+from staticgrad.kernels.intrinsic import intrinsic, jittable
+from staticgrad.kernels.vector_math.arithmetic import abs
+from staticgrad.kernels.vector_math.logarithm import log, log1p
+from staticgrad.kernels.vector_math.primitives import copysign, polynomial, round, scalar
+from staticgrad.kernels.vector_math.trigonometric import sin, tan
 
 
 def _polynomial(coefficients: tuple[float, ...]) -> Any:
@@ -101,7 +99,7 @@ _DIGAMMA_ROOT_LOW = 9.549995429965697e-17
 _HALF_LOG_TWO_PI_E = 0.4189385332046727  # (log(2 pi) - 1) / 2
 
 
-@register_jitable(error_model="numpy")
+@jittable
 def _lgamma_of_positive(a: Any) -> Any:
     """lgamma(a) for a > 0."""
     if a >= 10.0:
@@ -117,7 +115,7 @@ def _lgamma_of_positive(a: Any) -> Any:
     return (a - 2.0) * _LGAMMA(a - 2.0) + log(product)
 
 
-@register_jitable(error_model="numpy")
+@jittable
 def lgamma(x: Any) -> Any:
     """log |gamma(x)|; infinite at zero and the negative integers."""
     value = cast_like(x, 0.0)
@@ -132,7 +130,7 @@ def lgamma(x: Any) -> Any:
     return cast_like(log(pi / (a * sine)) - _lgamma_of_positive(a), x)
 
 
-@register_jitable(error_model="numpy")
+@jittable
 def _digamma_of_positive(a: Any) -> Any:
     """digamma(a) for a > 0."""
     if a >= 10.0:
@@ -148,7 +146,7 @@ def _digamma_of_positive(a: Any) -> Any:
     return total + ((a - _DIGAMMA_ROOT) - _DIGAMMA_ROOT_LOW) * _DIGAMMA_NEAR_ROOT(a - 1.5)
 
 
-@register_jitable(error_model="numpy")
+@jittable
 def digamma(x: Any) -> Any:
     """The derivative of log(gamma(x)); NaN at the negative integers, infinite at zero with the sign of -x."""
     value = cast_like(x, 0.0)

@@ -14,7 +14,7 @@ from llvmlite import binding
 from numba import config, njit, types
 
 from staticgrad.graph.ops import numpy_math
-from staticgrad.kernels.cpu import vector_math
+from staticgrad.kernels import vector_math
 
 FLOATS = (np.float32, np.float64)
 INTEGERS = tuple(np.dtype(f"{sign}int{width}") for sign in ("", "u") for width in (8, 16, 32, 64))

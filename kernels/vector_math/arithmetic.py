@@ -13,8 +13,8 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 
-from staticgrad.kernels.cpu.intrinsic import intrinsic
-from staticgrad.kernels.cpu.vector_math.primitives import Scalar, call_llvm, scalar, sqrt
+from staticgrad.kernels.intrinsic import intrinsic
+from staticgrad.kernels.vector_math.primitives import Scalar, call_llvm, scalar, sqrt
 
 Emit = Callable[..., Any]
 

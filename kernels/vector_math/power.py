@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from math import inf, nan
 
-from staticgrad.kernels.cpu.vector_math.angle_reduction import exact_product, exact_sum
-from staticgrad.kernels.cpu.vector_math.exponential import clamp, exp2, exp2_of_sum
-from staticgrad.kernels.cpu.vector_math.logarithm import log2, split
-from staticgrad.kernels.cpu.vector_math.primitives import (
+from staticgrad.kernels.vector_math.angle_reduction import exact_product, exact_sum
+from staticgrad.kernels.vector_math.exponential import clamp, exp2, exp2_of_sum
+from staticgrad.kernels.vector_math.logarithm import log2, split
+from staticgrad.kernels.vector_math.primitives import (
     SINGLE,
     Scalar,
     copysign,

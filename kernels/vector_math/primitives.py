@@ -18,7 +18,8 @@ from typing import Any, TypeVar, cast
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.extending import lower_builtin, type_callable
+
+from staticgrad.kernels.intrinsic import Entered, enter
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -150,9 +151,7 @@ def scalar(function: Function) -> Function:
     def lowering(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return function(*(Value(builder, code) for code in arguments)).code
 
-    type_callable(traced)(typing)
-    for kind in (types.float32, types.float64):
-        lower_builtin(traced, *[kind] * count)(lowering)
+    enter(Entered(traced, typing, tuple((kind,) * count for kind in (types.float32, types.float64)), lowering))
     return cast(Function, traced)
 
 
@@ -194,6 +193,19 @@ def call_llvm(builder: Any, name: str, *arguments: Any) -> Any:
     kind = arguments[0].type
     function_type = ir.FunctionType(kind, [kind] * len(arguments))
     return builder.call(builder.module.declare_intrinsic(name, [kind], function_type), arguments)
+
+
+def constant_table(builder: Any, name: str, values: Callable[[], list[float]]) -> Any:
+    """A float64 array that never changes, as a pointer; `values` is asked for them once in a module."""
+    table = builder.module.globals.get(name)
+    if table is None:
+        numbers = values()
+        kind = ir.ArrayType(DOUBLE, len(numbers))
+        table = ir.GlobalVariable(builder.module, kind, name, addrspace=getattr(builder, "constants_space", 0))
+        table.initializer = ir.Constant(kind, numbers)
+        table.global_constant = True
+        table.linkage = "internal"
+    return table
 
 
 def _intrinsic(name: str, *operands: Scalar) -> Value:

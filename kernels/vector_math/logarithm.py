@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from math import inf, nan
 
-from staticgrad.kernels.cpu.vector_math.primitives import (
+from staticgrad.kernels.vector_math.primitives import (
     Scalar,
     constant,
     copysign,

@@ -9,7 +9,7 @@ errors in units in the last place are listed in `docs/vector_math.md`.
 `EXACT` names the functions that give the same bits as NumPy's.
 """
 
-from staticgrad.kernels.cpu.vector_math.arithmetic import (
+from staticgrad.kernels.vector_math.arithmetic import (
     abs,
     bitwise_and,
     bitwise_or,
@@ -30,14 +30,14 @@ from staticgrad.kernels.cpu.vector_math.arithmetic import (
     sign,
     truediv,
 )
-from staticgrad.kernels.cpu.vector_math.error_function import erf, erfc
-from staticgrad.kernels.cpu.vector_math.exponential import cosh, exp, exp2, expm1, sigmoid, sinh, tanh
-from staticgrad.kernels.cpu.vector_math.gamma import digamma, lgamma
-from staticgrad.kernels.cpu.vector_math.logarithm import acosh, asinh, atanh, log, log1p, log2, log10
-from staticgrad.kernels.cpu.vector_math.power import cbrt, pow
-from staticgrad.kernels.cpu.vector_math.primitives import ceil, copysign, floor, round, sqrt, trunc
-from staticgrad.kernels.cpu.vector_math.threefry import threefry2x32
-from staticgrad.kernels.cpu.vector_math.trigonometric import acos, asin, atan, atan2, cos, sin, tan
+from staticgrad.kernels.vector_math.error_function import erf, erfc
+from staticgrad.kernels.vector_math.exponential import cosh, exp, exp2, expm1, sigmoid, sinh, tanh
+from staticgrad.kernels.vector_math.gamma import digamma, lgamma
+from staticgrad.kernels.vector_math.logarithm import acosh, asinh, atanh, log, log1p, log2, log10
+from staticgrad.kernels.vector_math.power import cbrt, pow
+from staticgrad.kernels.vector_math.primitives import ceil, copysign, floor, round, sqrt, trunc
+from staticgrad.kernels.vector_math.threefry import threefry2x32
+from staticgrad.kernels.vector_math.trigonometric import acos, asin, atan, atan2, cos, sin, tan
 
 EXACT = frozenset(
     {

@@ -16,7 +16,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from staticgrad.kernels.cpu.vector_math.primitives import (
+from staticgrad.kernels.vector_math.primitives import (
     BOOLEAN,
     DOUBLE,
     EXPONENT_BIAS,
@@ -28,6 +28,7 @@ from staticgrad.kernels.cpu.vector_math.primitives import (
     bits,
     call_llvm,
     constant,
+    constant_table,
     from_bits,
     fused_multiply_add,
     narrowed,
@@ -74,15 +75,7 @@ def _column(name: str, values_of: Callable[[], list[float]]) -> Any:
     made = cache(values_of)
 
     def lookup(row: Value) -> Value:
-        module = row.builder.module
-        table = module.globals.get(name)
-        if table is None:
-            values = made()
-            kind = ir.ArrayType(DOUBLE, len(values))
-            table = ir.GlobalVariable(module, kind, name)
-            table.initializer = ir.Constant(kind, values)
-            table.global_constant = True
-            table.linkage = "internal"
+        table = constant_table(row.builder, name, made)
         place = row.builder.gep(table, [row.kind(0), row.code], inbounds=True)
         return Value(row.builder, row.builder.load(place))
 

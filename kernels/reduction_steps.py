@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from staticgrad.graph.node import DType, Node
-from staticgrad.kernels.cpu.expressions import BOOL, literal
+from staticgrad.kernels.expressions import BOOL, literal
 
 FLOAT64 = np.dtype(np.float64)
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from math import pi
 
-from staticgrad.kernels.cpu.vector_math.angle_reduction import is_odd, negated_by, quarter_turns
-from staticgrad.kernels.cpu.vector_math.primitives import (
+from staticgrad.kernels.vector_math.angle_reduction import is_odd, negated_by, quarter_turns
+from staticgrad.kernels.vector_math.primitives import (
     Scalar,
     constant,
     copysign,

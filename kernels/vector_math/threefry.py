@@ -8,7 +8,7 @@ from llvmlite import ir
 from numba import types
 
 from staticgrad.graph.ops.numpy_math import THREEFRY_PARITY, THREEFRY_ROTATIONS, THREEFRY_ROUNDS
-from staticgrad.kernels.cpu.intrinsic import intrinsic
+from staticgrad.kernels.intrinsic import intrinsic
 
 _WORD = ir.IntType(32)
 

@@ -8,8 +8,8 @@ M. Shepherd and J. Laframboise ("Chebyshev approximation of (1 + 2x) exp(x^2) er
 
 from __future__ import annotations
 
-from staticgrad.kernels.cpu.vector_math.exponential import exp_of_sum, normal_exp
-from staticgrad.kernels.cpu.vector_math.primitives import (
+from staticgrad.kernels.vector_math.exponential import exp_of_sum, normal_exp
+from staticgrad.kernels.vector_math.primitives import (
     Scalar,
     constant,
     copysign,
