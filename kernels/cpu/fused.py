@@ -6,20 +6,17 @@ the innermost loop and of a row or the whole, `at` where a run of elements start
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-
-import numpy as np
 
 from staticgrad.graph.members import ARGUMENTS, Access, Member
 from staticgrad.graph.node import DType, Node
 from staticgrad.graph.structure import SCRATCH_ALIGNMENT, Level, Structure
 from staticgrad.kernels.cpu.joins import sum_of_parts
-from staticgrad.kernels.cpu.structural import check_of
-from staticgrad.kernels.expressions import BOOL, elementwise_expression, literal
-from staticgrad.kernels.kernel import Call, Kernel, Operand
+from staticgrad.kernels.expressions import BOOL, literal
+from staticgrad.kernels.group_text import GroupText, Pattern, index_text, term
+from staticgrad.kernels.kernel import Call, Kernel
 from staticgrad.kernels.reduction_steps import (
     FLOAT64,
     accumulator_dtype,
@@ -32,8 +29,6 @@ from staticgrad.kernels.reduction_steps import (
 
 CHUNK = 4096  # longest run of float additions in one accumulator; partial sums are added in float64
 GRAIN = 64  # elements of a flat loop that stay with one thread: whole cache lines
-_INT64 = np.dtype(np.int64)
-Pattern = tuple[int, tuple[int, ...]]  # offset, and strides along the axes
 
 
 def generate(
@@ -71,14 +66,11 @@ class _Pass:
     sums: bool = False  # whether floats are added in a register
 
 
-class _Generator:
+class _Generator(GroupText):
     def __init__(
         self, structure: Structure, writes: Sequence[Node], aliases: Mapping[Node, Node], shared: bool
     ) -> None:
-        self.structure = structure
-        self.writes = set(writes)
-        self.aliases = aliases
-        self.members = {member.node: member for member in structure.members}
+        super().__init__(structure, writes, aliases)
         self.axes = structure.axes
         self.turns = turns(structure)
         level = structure.level
@@ -86,22 +78,14 @@ class _Generator:
             found == Level.AFTER or (found == Level.BEFORE and node in self.writes) for node, found in level.items()
         )
         self.shared = shared and self.turns > 1
-        self.ranged = self.turns > 0 and (self.shared or not late)
+        self.any_length = self.turns > 0 and (self.shared or not late)
         self.joined = self.shared and late  # what is known after the loops is left to a call of its own
-        self.names = {
-            member.node: f"{'srts'[structure.level[member.node]]}{position}"
-            for position, member in enumerate(structure.members)
-        }
-        self.pointers: dict[tuple[str, Node | None, int], str] = {}
-        self.operands: list[Operand] = []
-        self.dtypes: list[DType] = []
         self.hoisted: dict[int, list[str]] = {level: [] for level in range(len(structure.outer) + 1)}
         self.known: dict[tuple[Node, Pattern], str] = {}
         self.loaded = 0
         self.starts: dict[Pattern, str] = {}
         self.temporaries = 0
         self.scratch = structure.scratch_offsets
-        self.wide = set(structure.wide)
         self.own_bytes = structure.scratch_bytes if self.shared else 0
         if self.joined:
             self._lay_out_parts()
@@ -126,7 +110,7 @@ class _Generator:
         indent = ""
         if self.axes:
             for axis, extent in enumerate(self.structure.outer):
-                run = "begin, end" if self.ranged and axis == 0 else str(extent)
+                run = "begin, end" if self.any_length and axis == 0 else str(extent)
                 lines.append(f"{indent}for i{axis} in range({run}):")
                 indent += "    "
                 lines += [indent + line for line in self.hoisted[axis + 1]]
@@ -137,7 +121,7 @@ class _Generator:
         lines += after
         kernel, joins = self._kernel(lines), self._joins() if self.joined else ()
         grain = 1 if self.structure.outer else GRAIN
-        return Call(kernel, tuple(self.operands), self.turns if self.ranged else 0, grain, self.own_bytes, joins)
+        return Call(kernel, tuple(self.operands), self.turns if self.any_length else 0, grain, self.own_bytes, joins)
 
     # ------------------------------------------------------------ what threads leave to be joined
 
@@ -163,10 +147,10 @@ class _Generator:
             if node in alone:
                 continue
             if member.kind == "map":
-                lines.append(f"{name} = {self._value(member, self._operands(member, None), '0')}")
+                lines.append(f"{name} = {self.value(member, self._operands(member, None), '0')}")
             else:
                 dtype = accumulator_dtype(node, wide=True)
-                parts = self._pointer("joint", node, dtype, self.scratch[node])
+                parts = self.pointer("joint", node, dtype, self.scratch[node])
                 part = stored_value(f"{parts}[t * {self.own_bytes // dtype.itemsize}]", node)
                 lines += [
                     f"u{name[1:]} = {first_value(node, wide=True)}",
@@ -175,7 +159,7 @@ class _Generator:
                     f"{name} = {narrowed(node, f'u{name[1:]}')}",
                 ]
             if node in self.writes:
-                lines.append(f"{self._storage(node)}[0] = {name}")
+                lines.append(f"{self.storage(node)}[0] = {name}")
         return lines
 
     # ------------------------------------------------------------ the text
@@ -183,47 +167,22 @@ class _Generator:
     def _kernel(self, lines: Sequence[str]) -> Kernel:
         names = [f"p{position}" for position in range(len(self.operands))]
         about = [
-            f"    {name}: {self._about(operand, dtype)}"
+            f"    {name}: {self.about(operand, dtype)}"
             for name, operand, dtype in zip(names, self.operands, self.dtypes, strict=True)
         ]
         text = [
-            f"def kernel({', '.join(names + ['begin', 'end'] * self.ranged)}):",
-            *self._title(),
+            f"def kernel({', '.join(names + ['begin', 'end'] * self.any_length)}):",
+            *self.title(),
             "",
             *about,
             '    """',
             *(f"    {line}" for line in lines),
         ]
-        return Kernel("\n".join(text) + "\n", tuple(self.dtypes), 2 if self.ranged else 0)
-
-    def _title(self) -> list[str]:
-        ops = " ".join(member.node.op.name for member in self.structure.members)
-        return textwrap.wrap(f'"""{ops}', 100, initial_indent="    ", subsequent_indent="    ")
-
-    def _about(self, operand: Operand, dtype: DType) -> str:
-        if operand.kind in ("scratch", "own", "joint") and operand.node is not None:
-            elements = operand.node.size if operand.node in self.wide else self.structure.row_size
-            return f"{dtype}, working memory of {elements} elements"
-        if operand.kind != "storage" or operand.node is None:
-            return f"{dtype}, where errors are reported"
-        in_place = operand.node in self.aliases or operand.node in self.aliases.values()
-        how = "read and written in place" if in_place else "written" if operand.node in self.writes else "read"
-        return f"{dtype}, {how}" if self.ranged else f"{dtype}[{operand.node.size}], {how}"
-
-    def _pointer(self, kind: str, node: Node | None, dtype: DType, offset: int = 0) -> str:
-        key = (kind, self.aliases.get(node, node) if kind == "storage" and node is not None else node, offset)
-        if key not in self.pointers:
-            self.pointers[key] = f"p{len(self.operands)}"
-            self.operands.append(Operand(kind, node, offset))  # type: ignore[arg-type]
-            self.dtypes.append(dtype)
-        return self.pointers[key]
-
-    def _storage(self, node: Node) -> str:
-        return self._pointer("storage", node, node.dtype)
+        return Kernel("\n".join(text) + "\n", tuple(self.dtypes), 2 if self.any_length else 0)
 
     def _working(self, node: Node, dtype: DType) -> str:
         """The pointer to the node's working memory."""
-        return self._pointer("own" if self.shared else "scratch", node, dtype, self.scratch[node])
+        return self.pointer("own" if self.shared else "scratch", node, dtype, self.scratch[node])
 
     # ------------------------------------------------------------ loads
 
@@ -235,7 +194,7 @@ class _Generator:
         if owner.op.name == "constant" and owner.size == 1:
             return literal(owner.attributes["value"].array().reshape(())[()], owner.dtype)
         pattern = (access.offset, self.structure.strides(access.layout, access.size))
-        base = self._base(access)
+        base = self.base_of(access)
         key = (owner, pattern)
         depth = max((axis + 1 for axis, stride in enumerate(pattern[1]) if stride), default=0)
         outside = depth <= len(self.structure.outer)
@@ -246,8 +205,8 @@ class _Generator:
         self.loaded += 1
         innermost = depth == len(self.axes) and depth > 0 and not outside
         place = (pattern[0] - base, pattern[1])
-        index = self._run(place, scope) if innermost and scope is not None else _index(place)
-        line = f"{name} = {self._element(owner, base, index)}"
+        index = self._run(place, scope) if innermost and scope is not None else index_text(place)
+        line = f"{name} = {self.element(owner, base, index)}"
         if outside or scope is None:
             self.hoisted[depth].append(line)
         elif innermost:
@@ -256,27 +215,11 @@ class _Generator:
             scope.loads.setdefault(depth, []).append(line)
         return name
 
-    def _base(self, access: Access) -> int:
-        """The element that an access's pointer points to.
-
-        Where a view starts goes into the address, so that reads of one shape at different places, such as the steps
-        of a sequence, are one kernel. Storage that is also written has one pointer only.
-        """
-        fixed = access.owner.op.name == "iota" or access.owner in self.aliases.values()
-        return 0 if fixed else access.offset
-
-    def _element(self, owner: Node, base: int, index: str) -> str:
-        """The text of the element at `index`, counted from the element `base` of the owner's storage."""
-        if owner.op.name == "iota":
-            return f"{owner.dtype.name}({index})"
-        text = f"{self._pointer('storage', owner, owner.dtype, base * owner.dtype.itemsize)}[{index}]"
-        return f"({text} != 0)" if owner.dtype == BOOL else text
-
     def _run(self, pattern: Pattern, scope: _Pass) -> str:
         """The index of an element in the innermost loop: where the run starts, plus the counter's share."""
         offset, strides = pattern
-        start = _index((offset, (*strides[:-1], 0)))
-        counter = _term(f"i{len(strides) - 1}", strides[-1])
+        start = index_text((offset, (*strides[:-1], 0)))
+        counter = term(f"i{len(strides) - 1}", strides[-1])
         if start == "0":
             return counter
         if not start.isidentifier() and not start.isdigit():
@@ -295,38 +238,23 @@ class _Generator:
 
     # ------------------------------------------------------------ values
 
-    def _value(self, member: Member, operands: Sequence[str], position: str) -> str:
-        node = member.node
-        if node.op.kind == "elementwise":
-            return elementwise_expression(node, operands)
-        if node.op.name in ARGUMENTS:
-            return literal(0, node.dtype)
-        if node.op.name == "scatter_add_along_axis":
-            return f"select({position} == {operands[1]}, {operands[0]}, {literal(0, node.dtype)})"
-        return operands[0]
-
     def _operands(self, member: Member, scope: _Pass | None) -> list[str]:
         found = [self._load(access, scope) for access in member.accesses]
         if member.node.op.name == "scatter_add_along_axis" and scope is not None:
             name = f"w{self.names[member.node]}"
-            scope.start.append(f"{name} = {self._checked(member.node, found[1], member.node.shape[-1])}")
+            scope.start.append(f"{name} = {self.checked(member.node, found[1], member.node.shape[-1])}")
             found[1] = name
         return found
-
-    def _checked(self, node: Node, index: str, extent: int) -> str:
-        status = self._pointer("status", None, _INT64)
-        code = self._pointer("error", node, _INT64)
-        return f"{check_of(node)}({index}, {extent}, {status}, {code})"
 
     def _before(self, last: bool = False) -> list[str]:
         """Single values known before the loops. Where threads share the loops, the `last` call stores them."""
         lines = []
         for member in self.structure.members:
             if self.structure.level[member.node] == Level.BEFORE:
-                value = self._value(member, self._operands(member, None), "0")
+                value = self.value(member, self._operands(member, None), "0")
                 lines.append(f"{self.names[member.node]} = {value}")
                 if member.node in self.writes and (last or not self.joined):
-                    lines.append(f"{self._storage(member.node)}[0] = {self.names[member.node]}")
+                    lines.append(f"{self.storage(member.node)}[0] = {self.names[member.node]}")
         return lines
 
     # ------------------------------------------------------------ rows
@@ -341,11 +269,11 @@ class _Generator:
                 continue
             if structure.level[node] == Level.ROW:
                 if member.kind == "map":
-                    lines.append(f"{self.names[node]} = {self._value(member, self._operands(member, None), '0')}")
+                    lines.append(f"{self.names[node]} = {self.value(member, self._operands(member, None), '0')}")
                 elif member.kind == "pick":
                     lines += self._pick(member)
                 if node in self.writes:
-                    lines.append(f"{self._storage(node)}[{self._row_index()}] = {self.names[node]}")
+                    lines.append(f"{self.storage(node)}[{self._row_index()}] = {self.names[node]}")
             elif member.kind == "reduce" and member.size != structure.size:
                 value = self._load(member.accesses[0], None)
                 lines.append(self._add_to_result(member, value))
@@ -353,7 +281,7 @@ class _Generator:
 
     def _row_index(self) -> str:
         rows = self.structure.rows or 1
-        return _index((0, self.structure.strides(((rows, 1),) if rows > 1 else (), rows)))
+        return index_text((0, self.structure.strides(((rows, 1),) if rows > 1 else (), rows)))
 
     def _pick(self, member: Member) -> list[str]:
         (indices,) = member.accesses
@@ -361,7 +289,7 @@ class _Generator:
         assert source is not None
         place = f"w{self.names[node]}"
         extent = node.operands[0].shape[-1]
-        lines = [f"{place} = {self._checked(node, self._load(indices, None), extent)}"]
+        lines = [f"{place} = {self.checked(node, self._load(indices, None), extent)}"]
         value = self._at_point(source, place, lines, {})
         return [*lines, f"{self.names[node]} = {value}"]
 
@@ -377,15 +305,15 @@ class _Generator:
         if key in known:
             return known[key]
         if owner not in self.members or owner.op.name == "iota":
-            base = self._base(access)
-            index = _index((access.offset - base, strides), {len(strides) - 1: place})
-            value = self._element(owner, base, index)
+            base = self.base_of(access)
+            index = index_text((access.offset - base, strides), {len(strides) - 1: place})
+            value = self.element(owner, base, index)
         else:
             member = self.members[owner]
             operands = [self._at_point(operand, place, lines, known) for operand in member.accesses]
             if owner.op.name == "scatter_add_along_axis":
-                operands[1] = self._checked(owner, operands[1], owner.shape[-1])
-            value = self._value(member, operands, place)
+                operands[1] = self.checked(owner, operands[1], owner.shape[-1])
+            value = self.value(member, operands, place)
         name = known[key] = f"q{self.temporaries}"
         self.temporaries += 1
         lines.append(f"{name} = {value}")
@@ -411,8 +339,8 @@ class _Generator:
             if stored and not first:
                 scope.body.append(f"{name} = {'(' + stored + ' != 0)' if node.dtype == BOOL else stored}")
                 continue
-            position = _index((0, structure.strides(member.result, member.size))) if member.result else "0"
-            scope.body.append(f"{name} = {self._value(member, self._operands(member, scope), position)}")
+            position = index_text((0, structure.strides(member.result, member.size))) if member.result else "0"
+            scope.body.append(f"{name} = {self.value(member, self._operands(member, scope), position)}")
             if stored:
                 stores.append(f"{stored} = {name}")
         scope.body += stores
@@ -421,7 +349,7 @@ class _Generator:
     def _stored(self, node: Node, scope: _Pass) -> str | None:
         """Where a value of each point is stored, if it is."""
         if node in self.writes:
-            return f"{self._storage(node)}[{self._contiguous(scope)}]"
+            return f"{self.storage(node)}[{self._contiguous(scope)}]"
         if node in self.scratch:
             pointer = self._working(node, node.dtype)
             strides = self.structure.strides(((self.structure.size, 1),), self.structure.size)
@@ -467,7 +395,7 @@ class _Generator:
             return
         outer = len(self.structure.outer)
         strides = self.structure.strides(((self.structure.size, 1),), self.structure.size)
-        position = _index((0, (0,) * outer + strides[outer:]))
+        position = index_text((0, (0,) * outer + strides[outer:]))
         sign = ">" if node.op.name == "argmax" else "<"
         floating = node.operands[0].dtype.kind == "f"
         better = f"({value} {sign} {best})" + (f" | (({value} != {value}) & ({best} == {best}))" if floating else "")
@@ -485,10 +413,10 @@ class _Generator:
         better = "larger" if node.op.name == "argmax" else "smaller"
         scope.totals.append(f"{best} = {least_value(node.op.name, dtype)}")
         scope.body.append(f"{best} = {better}({best}, {value})")
-        base = self._base(access)
+        base = self.base_of(access)
         pattern = (access.offset - base, self.structure.strides(access.layout, access.size))
         counter = f"i{len(self.axes) - 1}"
-        element = self._element(access.owner, base, _index(pattern))
+        element = self.element(access.owner, base, index_text(pattern))
         scope.results += [
             f"{name} = int64({extent})",
             f"for {counter} in range({extent}):",
@@ -503,14 +431,14 @@ class _Generator:
         if node.size == 1:
             total = f"u{self.names[node][1:]}"
             return f"{total} = {step(node, total, value, wide=True)}"
-        place = f"{self._sums(node)}[{_index((0, self.structure.strides(member.result, member.size)))}]"
+        place = f"{self._sums(node)}[{index_text((0, self.structure.strides(member.result, member.size)))}]"
         return f"{place} = {step(node, stored_value(place, node), value, wide=node in self.wide)}"
 
     def _sums(self, node: Node) -> str:
         """The pointer to where several results are added up: their own storage, or working memory."""
         if node in self.wide:
             return self._working(node, FLOAT64)
-        return self._working(node, node.dtype) if self.joined else self._storage(node)
+        return self._working(node, node.dtype) if self.joined else self.storage(node)
 
     def _accumulators(self) -> tuple[list[str], list[str]]:
         """What stands before all loops and after them for results that the loops add up."""
@@ -522,7 +450,7 @@ class _Generator:
             name = self.names[node]
             if member.kind == "map":
                 if not self.joined:
-                    after.append(f"{name} = {self._value(member, self._operands(member, None), '0')}")
+                    after.append(f"{name} = {self.value(member, self._operands(member, None), '0')}")
             elif node.size == 1:
                 initial.append(f"u{name[1:]} = {first_value(node, wide=True)}")
                 if self.joined:
@@ -535,10 +463,10 @@ class _Generator:
                 initial += [f"for i in range({node.size}):", f"    {self._sums(node)}[i] = {first}"]
                 if node in self.wide and not self.joined:
                     value = narrowed(node, f"{self._sums(node)}[i]")
-                    after += [f"for i in range({node.size}):", f"    {self._storage(node)}[i] = {value}"]
+                    after += [f"for i in range({node.size}):", f"    {self.storage(node)}[i] = {value}"]
                 continue
             if node in self.writes and not self.joined:
-                after.append(f"{self._storage(node)}[0] = {name}")
+                after.append(f"{self.storage(node)}[0] = {name}")
         return initial, after
 
     def _inner_loops(self, scope: _Pass) -> list[str]:
@@ -554,7 +482,7 @@ class _Generator:
             lines += [indent + line for line in scope.loads.get(axis + 1, ())]
         lines += [f"{indent}{name} = {value}" for name, value in scope.bases.items()]
         extent = self.axes[last]
-        begin, end = ("begin", "end") if self.ranged and last == 0 else ("0", str(extent))
+        begin, end = ("begin", "end") if self.any_length and last == 0 else ("0", str(extent))
         if scope.sums and extent > CHUNK:
             lines.append(f"{indent}for start in range({begin}, {end}, {CHUNK}):")
             indent += "    "
@@ -566,21 +494,3 @@ class _Generator:
         lines += [f"{indent}    {line}" for line in scope.body]
         lines += [indent + line for line in scope.end]
         return lines + scope.results
-
-
-# ---------------------------------------------------------------- text
-
-
-def _term(counter: str, stride: int) -> str:
-    if stride == 1:
-        return counter
-    return f"{counter} * {stride}" if stride >= 0 else f"{counter} * ({stride})"
-
-
-def _index(pattern: Pattern, counters: Mapping[int, str] | None = None) -> str:
-    """The index of an element in terms of the loop counters."""
-    offset, strides = pattern
-    terms = [_term((counters or {}).get(axis, f"i{axis}"), stride) for axis, stride in enumerate(strides) if stride]
-    if offset or not terms:
-        terms.insert(0, str(offset))
-    return " + ".join(terms)

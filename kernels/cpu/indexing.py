@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 from staticgrad.graph.node import Node, Shape
-from staticgrad.kernels.cpu.structural import check_of, lowering, nest
+from staticgrad.kernels.cpu.structural import lowering, nest
 from staticgrad.kernels.expressions import literal
+from staticgrad.kernels.group_text import check_of
 
 
 def _around(shape: Shape, axis: int) -> tuple[int, int]:

@@ -26,11 +26,6 @@ _checked: set[str] = set()
 _turns: dict[str, Turns] = {}
 
 
-def check_of(node: Node) -> str:
-    """The function that checks the indices of `node` inside its kernel."""
-    return "checked_position" if node.attributes.get("what") else "checked_index"
-
-
 def lowering(name: str, *, checks_index: bool = False, turns: Turns | None = None) -> Callable[[Lowering], Lowering]:
     """Register the function that writes the body of the op's kernel.
 

@@ -81,7 +81,9 @@ def names() -> dict[str, Any]:
     found |= {name: getattr(types, name) for name in dtypes}
     found |= {"accumulate_sum": accumulate.accumulate_sum, "accumulate_product": accumulate.accumulate_product}
     found |= {"larger": vector_math.maximum, "smaller": vector_math.minimum}
-    found |= {name: globals()[name] for name in ("quotient", "rest", "shuffle_xor", "load2", "load4", "store2", "store4")}
+    found |= {
+        name: globals()[name] for name in ("quotient", "rest", "shuffle_xor", "load2", "load4", "store2", "store4")
+    }
     found |= {"checked_index": _checked(from_the_back=True), "checked_position": _checked(from_the_back=False)}
     return found | {"inf": float("inf"), "nan": float("nan"), "range": range}
 
@@ -229,7 +231,9 @@ def _vector_place(builder: Any, pointer: Any, index: Any, count: int) -> Any:
 def _vector_bytes(place: Any) -> int:
     vector = place.type.pointee
     kind = vector.element
-    return int(vector.count * (kind.width // 8 if isinstance(kind, ir.IntType) else 4 * (1 + (kind == ir.DoubleType()))))
+    return int(
+        vector.count * (kind.width // 8 if isinstance(kind, ir.IntType) else 4 * (1 + (kind == ir.DoubleType())))
+    )
 
 
 load2, load4 = _loader(2), _loader(4)
