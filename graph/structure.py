@@ -287,8 +287,8 @@ def _affordable(structure: Structure) -> bool:
 # ---------------------------------------------------------------- what is kept between passes
 
 
-def place_passes(structure: Structure, writes: Collection[Node]) -> None:
-    """Decide in which passes each full member is needed, and which ones are kept in scratch rows."""
+def place_passes(structure: Structure, writes: Collection[Node], *, keep: bool = True) -> None:
+    """Decide in which passes each full member is needed, and which ones are kept in scratch rows, if `keep`."""
     level, stage = structure.level, structure.stage
     needed: dict[Node, set[int]] = {
         member.node: set() for member in structure.members if level[member.node] == Level.FULL
@@ -301,7 +301,7 @@ def place_passes(structure: Structure, writes: Collection[Node]) -> None:
             if node in writes:
                 needed[node].add(stage[node])
             wanted = needed[node]
-            if len(wanted) > 1 and node not in writes and costs[node] > CHEAP:
+            if keep and len(wanted) > 1 and node not in writes and costs[node] > CHEAP:
                 scratch.append(node)
             passes = {min(wanted)} if wanted and (node in writes or node in scratch) else wanted
         elif member.kind == "reduce" and member.size == structure.size:

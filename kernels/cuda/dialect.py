@@ -11,10 +11,13 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba.cuda import types
 from numba.cuda.extending import intrinsic, lower_builtin, type_callable
+from numba.np.numpy_support import from_dtype
 
+from staticgrad.graph.node import DType
 from staticgrad.kernels import accumulate, checked_index, vector_math
 from staticgrad.kernels.intrinsic import Entered, entered, jitted
 
@@ -67,6 +70,11 @@ def _library_function(module: Any, name: str, kind: Any, count: int) -> Any:
     name += "f" if kind == ir.FloatType() else ""
     found = module.globals.get(name)
     return ir.Function(module, ir.FunctionType(kind, [kind] * count), name) if found is None else found
+
+
+def element_type(dtype: DType) -> Any:
+    """What a pointer to values of `dtype` points to; booleans are bytes."""
+    return types.uint8 if dtype == np.bool_ else from_dtype(dtype)
 
 
 @cache
@@ -253,4 +261,4 @@ def store4(typingctx: Any, pointer: Any, index: Any, a: Any, b: Any, c: Any, d: 
     return types.void(pointer, types.int64, kind, kind, kind, kind), _storer(4)
 
 
-__all__ = ["Dialect", "names"]
+__all__ = ["Dialect", "element_type", "names"]
