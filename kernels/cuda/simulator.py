@@ -204,19 +204,24 @@ class _SimulatedSequence(LaunchSequence):
 # ---------------------------------------------------------------- what kernels use
 
 
-def _exchange(value: Any, distance: int, warp: int) -> Any:
-    """The value of the thread whose lane differs in the bit `distance`; all threads of the block come here."""
+def _exchange(value: Any, other: Callable[[int], int]) -> Any:
+    """The value of the thread `other(this)`, or this one's where there is none; all threads of the block come here."""
     me: Any = threading.current_thread()
     values = me._manager.__dict__.setdefault("exchanged", {})
     values[me.thread_id] = value
     me.syncthreads()
-    found = values[me.thread_id ^ distance]
+    found = values.get(other(me.thread_id), value)
     me.syncthreads()
     return found
 
 
 def _shuffle_xor(value: Any, distance: int) -> Any:
-    return _exchange(value, distance, SMALL.warp)
+    return _exchange(value, lambda thread: thread ^ distance)
+
+
+def _shuffle_up(value: Any, distance: int) -> Any:
+    """The simulator knows no warps: below the first lane the value is another thread's, and no kernel may use it."""
+    return _exchange(value, lambda thread: thread - distance)
 
 
 def _select(condition: Any, x: Any, y: Any) -> Any:
@@ -263,6 +268,7 @@ def _names() -> Mapping[str, Any]:
     dtypes = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float32", "float64")
     names |= {name: getattr(np, name) for name in dtypes}
     names |= {"larger": np.maximum, "smaller": np.minimum, "select": _select, "shuffle_xor": _shuffle_xor}
+    names |= {"shuffle_up": _shuffle_up}
     names |= {"quotient": lambda x, y: x // y, "rest": lambda x, y: x % y, "checked_index": _checked_index}
     names |= {"checked_position": _checked_position, "load2": _load(2), "load4": _load(4), "store2": _store}
     names |= {"store4": _store, "inf": float("inf"), "nan": float("nan"), "errstate": np.errstate}
