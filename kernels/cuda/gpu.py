@@ -66,6 +66,7 @@ class GPU(Hardware):
             )
         self.target = Target(processors=self._attribute("MULTIPROCESSOR_COUNT"))
         self.identity = f"sm_{_dotted(self.capability)}/{self.target}/{toolkit.versions()}/{source_digest('cuda')}"
+        self.title = self.call("cuDeviceGetName", 256, self._device).rstrip(b"\0").decode()
         self._context = self.call("cuDevicePrimaryCtxRetain", self._device)
         self._enter()
         self._pool = self.call("cuDeviceGetDefaultMemPool", self._device)
@@ -130,18 +131,16 @@ class GPU(Hardware):
         return found
 
     def new_stream(self) -> Stream:
-        """Another stream."""
         self._enter()
         self._several = True
         return Stream(self, self.call("cuStreamCreate", 1))
 
     @contextmanager
-    def on(self, stream: Stream) -> Iterator[None]:
-        """Queue the work of this Python thread on `stream`."""
+    def on(self, stream: Stream) -> Iterator[Stream]:
         before = self.stream
         self._thread.stream = stream
         try:
-            yield
+            yield stream
         finally:
             self._thread.stream = before
 
@@ -236,7 +235,6 @@ class GPU(Hardware):
         return _Graph(list(launches), gpu=self, driver=self._driver)
 
     def close(self) -> None:
-        """Give everything on the device back; used after a failure, to begin anew."""
         self._failure = f"cuda: {self.name} was reset; make the tensors and compile the functions again"
         self._driver.cuDevicePrimaryCtxReset(self._device)
 

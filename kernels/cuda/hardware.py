@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -61,12 +62,14 @@ class Hardware(ABC):
 
     Attributes:
         name: "cuda:0", ….
+        title: as its maker has it.
         target: what kernels are generated for.
         capability: its generation, such as (9, 0).
         identity: the part of a cache's key that names what its machine code depends on; empty where there is none.
     """
 
     name: str
+    title: str
     target: Target
     capability: tuple[int, int]
     identity: str
@@ -122,6 +125,18 @@ class Hardware(ABC):
     @abstractmethod
     def sequence(self, launches: Sequence[BoundLaunch]) -> LaunchSequence:
         """Ready launches to be run together."""
+
+    @abstractmethod
+    def new_stream(self) -> Any:
+        """A queue of work of its own; `on` puts what a block does into it."""
+
+    @abstractmethod
+    def on(self, stream: Any) -> AbstractContextManager[Any]:
+        """Queue the work of this Python thread on a stream."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give everything on the device back; used after a failure, to begin anew."""
 
     @abstractmethod
     def synchronize(self) -> None:

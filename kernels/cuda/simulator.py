@@ -10,7 +10,7 @@ import sys
 import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -133,10 +133,18 @@ def _quick_turns() -> Iterator[None]:
         sys.setswitchinterval(before)
 
 
+class SimulatedStream:
+    """A stream of the simulator, which does all work at once."""
+
+    def synchronize(self) -> None:
+        """Nothing to wait for."""
+
+
 class SimulatedGPU(Hardware):
     """The GPU that the simulator plays."""
 
     name = "cuda:0"
+    title = "Numba's CUDA simulator"
     capability = (9, 0)
     identity = ""
     total_bytes = 2**30
@@ -185,6 +193,15 @@ class SimulatedGPU(Hardware):
 
     def sequence(self, launches: Sequence[BoundLaunch]) -> LaunchSequence:
         return _SimulatedSequence(list(launches), memory=self.memory)
+
+    def new_stream(self) -> SimulatedStream:
+        return SimulatedStream()
+
+    def on(self, stream: SimulatedStream) -> AbstractContextManager[SimulatedStream]:
+        return nullcontext(stream)
+
+    def close(self) -> None:
+        """Nothing is held outside of this process."""
 
     def synchronize(self) -> None:
         """Nothing to wait for."""
