@@ -62,9 +62,14 @@ def is_light(product: Node, members: Sequence[Member], writes: Collection[Node])
 
 def row_and_column(access: Access, product: Node) -> tuple[int, int]:
     """The distances in elements between the rows and between the columns of an operand, 0 where it has only one."""
+    return batch_row_and_column(access, product)[1:]
+
+
+def batch_row_and_column(access: Access, product: Node) -> tuple[int, int, int]:
+    """The distances in elements between matrices of the batch, their rows, and their columns."""
     strides = _strides(access.layout, product)
     assert strides is not None
-    return strides[1], strides[2]
+    return strides
 
 
 def product_of(nodes: Sequence[Node]) -> Node | None:

@@ -19,9 +19,10 @@ from numba.np.numpy_support import from_dtype
 
 from staticgrad.graph.node import DType
 from staticgrad.kernels import accumulate, checked_index, vector_math
+from staticgrad.kernels.cuda.target import VECTOR_BYTES
 from staticgrad.kernels.intrinsic import Entered, entered, jitted
 
-GLOBAL = 1  # the address space of device memory
+GLOBAL, SHARED = 1, 3  # the address spaces of device memory and of a block's shared memory
 _LIBRARY = {"llvm.fabs": "__nv_fabs", "llvm.rint": "__nv_rint"}  # what libNVVM has as a function only
 _WORD, _LONG = ir.IntType(32), ir.IntType(64)
 _EVERYONE = _WORD(0xFFFFFFFF)
@@ -89,10 +90,8 @@ def names() -> dict[str, Any]:
     found |= {name: getattr(types, name) for name in dtypes}
     found |= {"accumulate_sum": accumulate.accumulate_sum, "accumulate_product": accumulate.accumulate_product}
     found |= {"larger": vector_math.maximum, "smaller": vector_math.minimum}
-    found |= {
-        name: globals()[name]
-        for name in ("quotient", "rest", "shuffle_xor", "shuffle_up", "load2", "load4", "store2", "store4")
-    }
+    own = ("quotient", "rest", "shuffle_xor", "shuffle_up", "shared_memory", "load2", "load4", "store2", "store4")
+    found |= {name: globals()[name] for name in own}
     found |= {"checked_index": _checked(from_the_back=True), "checked_position": _checked(from_the_back=False)}
     return found | {"inf": float("inf"), "nan": float("nan"), "range": range}
 
@@ -208,6 +207,26 @@ shuffle_xor = _shuffle("bfly", 0x1F, "shuffle_xor")  # of the thread whose lane 
 shuffle_up = _shuffle(
     "up", 0, "shuffle_up"
 )  # of the thread `distance` lanes below; the thread's own where there is none
+
+
+# ---------------------------------------------------------------- shared memory
+
+
+@intrinsic
+def shared_memory(typingctx: Any, count: Any, dtype: Any) -> Any:
+    """A pointer to `count` elements (a number in the text) that the threads of a block share, aligned for vectors."""
+    if not isinstance(count, types.IntegerLiteral):
+        return None
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind = context.get_data_type(dtype.instance_type)
+        memory = ir.ArrayType(kind, count.literal_value)
+        found = ir.GlobalVariable(builder.module, memory, builder.module.get_unique_name("shared"), SHARED)
+        found.align = VECTOR_BYTES
+        found.initializer = ir.Constant(memory, ir.Undefined)
+        return builder.bitcast(builder.addrspacecast(found, memory.as_pointer()), kind.as_pointer())
+
+    return types.CPointer(dtype.instance_type)(count, dtype), codegen
 
 
 # ---------------------------------------------------------------- several elements in one access

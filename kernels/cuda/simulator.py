@@ -81,11 +81,10 @@ class Memory:
 class Pointer:
     """An address with a dtype, as kernels index it; what lies in front of it may be read too."""
 
-    def __init__(self, memory: Memory, address: int, dtype: DType) -> None:
+    def __init__(self, block: Array, start: int, dtype: DType) -> None:
         kind = np.dtype(np.uint8) if dtype == np.bool_ else dtype
-        block, start = memory.block(address)
         self._elements = block[: len(block) // kind.itemsize * kind.itemsize].view(kind)
-        self._start = (address - start) // kind.itemsize
+        self._start = start // kind.itemsize
 
     def __getitem__(self, index: int) -> Any:
         return self._elements[self._place(index)]
@@ -118,7 +117,10 @@ def launch(
     function: Any, dtypes: Sequence[DType], memory: Memory, addresses: Sequence[int], grid: int, block: int
 ) -> None:
     """Run all blocks of one launch."""
-    pointers = [Pointer(memory, address, dtype) for address, dtype in zip(addresses, dtypes, strict=True)]
+    pointers = []
+    for address, dtype in zip(addresses, dtypes, strict=True):
+        memory_block, start = memory.block(address)
+        pointers.append(Pointer(memory_block, address - start, dtype))
     with _running, _quick_turns():
         function[grid, block](*pointers)
 
@@ -241,6 +243,14 @@ def _shuffle_up(value: Any, distance: int) -> Any:
     return _exchange(value, lambda thread: thread - distance)
 
 
+def _shared_memory(count: int, dtype: Any) -> Pointer:
+    """The block's memory of the line that asks for it; full of what nobody has written."""
+    me: Any = threading.current_thread()
+    line = ("shared", sys._getframe(1).f_lineno)
+    kind = np.dtype(dtype)
+    return Pointer(me._manager.__dict__.setdefault(line, np.full(count * kind.itemsize, 0xFF, np.uint8)), 0, kind)
+
+
 def _select(condition: Any, x: Any, y: Any) -> Any:
     return x if condition else y
 
@@ -287,6 +297,7 @@ def _names() -> Mapping[str, Any]:
     names |= {"larger": np.maximum, "smaller": np.minimum, "select": _select, "shuffle_xor": _shuffle_xor}
     names |= {"shuffle_up": _shuffle_up}
     names |= {"quotient": lambda x, y: x // y, "rest": lambda x, y: x % y, "checked_index": _checked_index}
+    names |= {"shared_memory": _shared_memory}
     names |= {"checked_position": _checked_position, "load2": _load(2), "load4": _load(4), "store2": _store}
     names |= {"store4": _store, "inf": float("inf"), "nan": float("nan"), "errstate": np.errstate}
     return names | {"cuda": toolkit.cuda, "min": min, "range": range, "bool": bool}
