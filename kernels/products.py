@@ -51,6 +51,16 @@ class MatrixProduct:
         return self.c.owner.dtype
 
     @property
+    def strides_of_a(self) -> tuple[int, int]:
+        """The distances between the rows of a, and between the neighbours of one row along k."""
+        return (1, self.a.leading) if self.a.transposed else (self.a.leading, 1)
+
+    @property
+    def strides_of_b(self) -> tuple[int, int]:
+        """The distances between the columns of b, and between the neighbours of one column along k."""
+        return (self.b.leading, 1) if self.b.transposed else (1, self.b.leading)
+
+    @property
     def multiplications(self) -> int:
         """Of the whole batch."""
         return self.batch * self.m * self.n * self.k

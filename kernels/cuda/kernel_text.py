@@ -30,6 +30,8 @@ class KernelText(GroupText):
         own: where in the group's working memory values lie that are kept between kernels, in bytes.
     """
 
+    resident = 0  # blocks that a multiprocessor should hold at once, where that limits the registers
+
     def __init__(
         self,
         structure: Structure,
@@ -58,6 +60,7 @@ class KernelText(GroupText):
         ]
         body = [*guard, "thread = int64(cuda.threadIdx.x)", "block = int64(cuda.blockIdx.x)", *self.top, *self.lines]
         text = [f"def kernel({', '.join(names)}):", *self.title(), "", *about, '    """', *(f"    {x}" for x in body)]
+        text += [f"\nlaunch_bounds = {self.threads}, {self.resident}"] if self.resident else []
         return Kernel("\n".join(text) + "\n", tuple(self.dtypes))
 
     def shared(self, dtype: DType, count: int) -> str:

@@ -45,6 +45,7 @@ def tiled_product(
     tile = division.tile
     assert tile is not None
     text = ProductText(product, outcome, target, tile.threads, partial)
+    text.resident = 2 if tile.each == 8 and product.dtype.itemsize <= 4 else 0
     _TiledProduct(text, tile, division.parts).write()
     kernel = text.kernel(guarded=guarded)
     return Launch(kernel, tuple(text.operands), tile.count(product) * division.parts, tile.threads)

@@ -12,6 +12,7 @@ from staticgrad.graph.node import DType, Node
 from staticgrad.graph.structure import Structure
 from staticgrad.kernels.cuda.kernel_text import KernelText
 from staticgrad.kernels.cuda.target import Target
+from staticgrad.kernels.cuda.tiles import lanes_of_product
 from staticgrad.kernels.expressions import BOOL, literal
 from staticgrad.kernels.group_text import term
 from staticgrad.kernels.kernel import Operand
@@ -108,6 +109,10 @@ class ProductText(KernelText):
         text = f"{total} + {x} * {y}"
         return text if self.dtype.kind == "f" else f"{self.dtype.name}({text})"
 
+    def plus(self, x: str, y: str) -> str:
+        """`x + y` in the product's dtype."""
+        return f"{x} + {y}" if self.dtype.kind == "f" else f"{self.dtype.name}({x} + {y})"
+
     def ahead(self, spot: Spot, lanes: int) -> list[str]:
         """Read what the epilogue needs of operands that depend on the known part of the spot only."""
         lines: list[str] = []
@@ -160,7 +165,7 @@ class ProductText(KernelText):
 
     def lanes(self) -> int:
         """How many neighbouring elements of a row are stored at once."""
-        count = min(4, max(1, 16 // self.dtype.itemsize))
+        count = lanes_of_product(self.dtype.itemsize)
         return count if self.product.n % count == 0 else 1
 
     def store(self, spot: Spot, totals: Sequence[str]) -> list[str]:

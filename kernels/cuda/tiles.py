@@ -17,7 +17,8 @@ BUSY_WARPS = 8  # that many reach it
 START = 1500  # cycles until a block multiplies, and to store what it has
 LAUNCH = 2500  # cycles that one more kernel costs
 BYTES = 16  # of memory that a multiprocessor reads or writes in a cycle, when all do
-DEPTH = 16  # terms of the sums that a tile takes at a time, for elements of up to 4 bytes
+DEPTH = {8: 8, 4: 16}  # terms of the sums that tiles take at a time: what is read ahead has to fit in registers too
+TERMS = 16  # terms that a thread adds up at least, where results are divided among threads
 LEAST_STEPS = 4  # tiles along k in one part
 
 
@@ -65,14 +66,16 @@ class Division:
     by_columns: bool = False
 
 
-def tiles_for(target: Target, itemsize: int) -> list[Tile]:
+def tiles_for(target: Target) -> list[Tile]:
     """The tiles to choose from, large ones first."""
-    depth = min(DEPTH if itemsize <= 4 else DEPTH // 2, 2 * target.warp)
     lanes = _near_square(target.warp)
     whole = _near_square(target.block // target.warp)
     few = _near_square(max(1, target.block // 4 // target.warp))
     warps = [(whole[1], whole[0]), (whole[1], whole[0]), (few[1], few[0])]
-    return [Tile(found, lanes, each, depth) for found, each in zip(warps, (8, 4, 4), strict=True)]
+    return [
+        Tile(found, lanes, each, min(DEPTH[each], 2 * target.warp))
+        for found, each in zip(warps, (8, 4, 4), strict=True)
+    ]
 
 
 def divide(product: MatrixProduct, target: Target) -> Division:
@@ -81,7 +84,7 @@ def divide(product: MatrixProduct, target: Target) -> Division:
         return _without_tile(product, target)
     found = [
         (_cycles(product, target, tile, parts), number, parts, tile)
-        for number, tile in enumerate(tiles_for(target, product.dtype.itemsize))
+        for number, tile in enumerate(tiles_for(target))
         for parts in _parts_to_try(product, target, tile)
     ]
     _, _, parts, tile = min(found, key=lambda one: one[:3])
@@ -131,11 +134,15 @@ def _cycles(product: MatrixProduct, target: Target, tile: Tile, parts: int) -> f
 
 
 def _without_tile(product: MatrixProduct, target: Target) -> Division:
-    results = product.batch * product.m * product.n
-    matrix = product.b if product.m == 1 else product.a
-    along_k = matrix.transposed == (product.m == 1)
-    by_columns = min(product.m, product.n) == 1 and not along_k and results > 2 * target.warp
-    warps = -(-results // (target.warp if by_columns else 1))
-    wanted = target.blocks * target.block // target.warp // (4 * warps)
-    most = product.k // (16 * target.warp)
+    """The division of a product whose results are few, or where each element of a matrix is read once."""
+    results, warps = product.batch * product.m * product.n, target.block // target.warp
+    (matrix_step, _), extent = (
+        (product.strides_of_b, product.n) if product.m == 1 else (product.strides_of_a, product.m)
+    )
+    by_columns = min(product.m, product.n) == 1 and matrix_step == 1 and extent >= 2 * target.warp
+    if by_columns:
+        blocks = -(-extent // (target.warp * lanes_of_product(product.dtype.itemsize))) * product.batch
+        wanted, most = target.blocks // (2 * blocks), product.k // (TERMS * warps)
+    else:
+        wanted, most = 2 * target.blocks // results, product.k // (TERMS * target.warp)
     return Division(None, _whole(product, 1, max(1, min(wanted, most))), by_columns)

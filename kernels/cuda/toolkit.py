@@ -50,8 +50,9 @@ def ptx_of(kernel: Kernel, capability: tuple[int, int]) -> str:
     namespace: dict[str, Any] = {**dialect.names(), "cuda": cuda}
     exec(compile(kernel.source, f"<{kernel.symbol}>", "exec"), namespace)
     pointers = tuple(types.CPointer(dialect.element_type(dtype)) for dtype in kernel.dtypes)
+    bounds = namespace.get("launch_bounds")
     try:
-        text, _ = cuda.compile_ptx(namespace["kernel"], pointers, cc=capability)
+        text, _ = cuda.compile_ptx(namespace["kernel"], pointers, cc=capability, launch_bounds=bounds)
     except (cuda.CudaSupportError, OSError, RuntimeError) as error:
         if "nvvm" in str(error).lower() or "libnvvm" in repr(error).lower() or isinstance(error, OSError):
             raise DeviceError(f"cuda: the compiler library (libNVVM) cannot be used: {error}; {INSTALL}") from error
