@@ -209,7 +209,7 @@ def _embedding_arrays(sizes: dict[str, Any], random: np.random.Generator) -> Arr
 
 
 def _adam_arrays(sizes: dict[str, Any], random: np.random.Generator) -> Arrays:
-    """Parameters of about two steps' length, so that a wrong step changes their magnitude; gradients `gradient_0`, ..."""
+    """Gradients `gradient_0`, ..., and parameters of two steps' length: a wrong step changes their magnitude."""
     shape = (sizes["width"], sizes["width"])
     arrays: Arrays = {}
     for number in range(sizes["matrices"]):

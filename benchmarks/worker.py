@@ -140,7 +140,8 @@ def answer(worker: Worker, command: dict[str, Any]) -> dict[str, Any]:
         text = str(error).strip().splitlines() or [""]
         traceback.print_exc()
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
-        return {"error": f"{type(error).__name__}: {text[0]}", "missing": missing}
+        kind = type(error).__name__
+        return {"error": f"{kind}: {text[0]}", "missing": missing, "kind": kind}
     return found
 
 
