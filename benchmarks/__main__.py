@@ -13,6 +13,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -193,7 +194,11 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             results["rows"][name] = {"what": rows[name].what, "skipped": f"little was left of {options.seconds:g} s"}
             continue
         print(f"{name} ...", flush=True)
-        results["rows"][name] = measured(rows[name], settings, results["floors"])
+        try:
+            results["rows"][name] = measured(rows[name], settings, results["floors"])
+        except KeyboardInterrupt:
+            results["warnings"].append(f"stopped from outside during {name}")
+            break
         longest = max(longest, time.perf_counter() - row_begin)
         results["load_average_after"] = round(os.getloadavg()[0], 2)
         store(results, options.out)
@@ -229,6 +234,7 @@ def rounded(value: Any) -> Any:
 def main() -> int:
     """Measure, print the tables, draw the picture."""
     options = arguments()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a time limit from outside: what there is, is shown
     with tempfile.TemporaryDirectory(prefix="staticgrad-benchmark-") as folder:
         try:
             results = run(options, Path(folder))
@@ -238,7 +244,8 @@ def main() -> int:
     print("\n" + report.text(results))
     if options.plot:
         report.plot(results, options.plot)
-    return 1 if any("error" in row for row in results["rows"].values()) else 0
+    stopped = len(results["rows"]) < len(options.rows)
+    return 1 if stopped or any("error" in row for row in results["rows"].values()) else 0
 
 
 if __name__ == "__main__":

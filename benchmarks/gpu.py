@@ -65,9 +65,10 @@ def _cuda_of_driver() -> str:
     """The newest CUDA that the driver serves."""
     try:
         from cuda.bindings import driver as bindings
-    except ImportError:
+
+        error, version = bindings.cuDriverGetVersion()
+    except (ImportError, RuntimeError):  # no such package, or it finds no driver
         return "unknown"
-    error, version = bindings.cuDriverGetVersion()
     return "unknown" if error else f"{version // 1000}.{version % 1000 // 10}"
 
 

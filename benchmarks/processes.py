@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 ROOT = Path(__file__).parents[1]
-PATIENCE = {"cpu": 900.0, "cuda": 150.0}  # seconds that one command may take
+PATIENCE = {"cpu": 900.0, "cuda": 120.0}  # seconds that one command may take
 
 _COUNTS = (
     "OMP_NUM_THREADS",

@@ -226,7 +226,7 @@ def measured_on(results: Found) -> str:
 
 
 def plot(results: Found, path: Path) -> None:
-    """Step times on the CPU over the best peer's, bars in a group for each row; the suffix of `path` says the format."""
+    """Step times on the CPU over the best peer's, bars in a group for each row; the suffix of `path` is the format."""
     import matplotlib
 
     matplotlib.use("Agg")

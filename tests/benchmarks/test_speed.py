@@ -15,14 +15,6 @@ FIVE = [[2.0], [1.5], [1.25], [1.0], [0.5]]
 FLOORS = {"gemm_gflops": 100.0, "copy_gb_per_second": {"1048576": 100.0, "67108864": 20.0}}
 
 
-@pytest.fixture(autouse=True)
-def _benchmarks(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT))
-    yield
-    for name in [name for name in sys.modules if name == "benchmarks" or name.startswith("benchmarks.")]:
-        monkeypatch.delitem(sys.modules, name)
-
-
 def test_the_rows_are_those_that_were_asked_for():
     from benchmarks.rows import ROWS
 
