@@ -1,12 +1,11 @@
 """What the GPU can do at most: copies inside its memory, and float32 matrix products with and without TF32.
 
-Measured with PyTorch, in CUDA graphs so that no launch is part of a copy. Where PyTorch is not installed, by copies of
+Measured with PyTorch, in CUDA graphs so that no launch is part of a copy. Where PyTorch has no GPU, by copies of
 the driver and by staticgrad's own products, which the results say: the floors are then what we reach, not the peak.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import time
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +21,11 @@ MULTIPLIED_AT_ONCE = 4
 
 def measure() -> dict[str, Any]:
     """`gemm_gflops`, `gemm_tf32_gflops` where there is one, `copy_gb_per_second` by bytes, and `by`: what measured."""
-    return _by_torch() if importlib.util.find_spec("torch") else _by_staticgrad()
+    try:
+        import torch
+    except ImportError:
+        return _by_staticgrad()
+    return _by_torch(torch) if torch.cuda.is_available() else _by_staticgrad()
 
 
 def fitting(free: int) -> tuple[int, ...]:
@@ -53,9 +56,7 @@ def fastest(run: Callable[[], None], wait: Callable[[], None]) -> float:
     return best
 
 
-def _by_torch() -> dict[str, Any]:
-    import torch
-
+def _by_torch(torch: Any) -> dict[str, Any]:
     wait = torch.cuda.synchronize
     found: dict[str, Any] = {"by": f"torch {torch.__version__}", "copy_gb_per_second": {}}
     for total in fitting(torch.cuda.mem_get_info()[0]):
