@@ -96,7 +96,9 @@ def test_the_same_step_runs_op_by_op() -> None:
             opt.step()
             losses.append(loss.item())
         assert {p.device for p in model.parameters()} == {sg.zeros(1, device=device).device}
-        found.append({"losses": np.array(losses), **{name: host(t) for name, t in model.state_dict().items()}})
+        found.append(
+            {"losses": np.array(losses, np.float32), **{name: host(t) for name, t in model.state_dict().items()}}
+        )
     check_close(*found)
 
 
@@ -138,9 +140,7 @@ def test_cotangents_go_back_to_where_the_elements_came_from() -> None:
 
 
 def test_operands_on_different_devices_are_an_error() -> None:
-    with pytest.raises(
-        DeviceError, match=r"mul: operands must live on one device; got float32\[2\] on cuda:0, float3.*"
-    ):
+    with pytest.raises(DeviceError, match=r"mul: operands must live on one device; got .*on cuda:0, .*on cpu"):
         sg.ones(2, device="cuda") * sg.ones(2)
     assert (sg.ones(2, device="cuda") * 2).device == "cuda:0"  # numbers go with any
     assert (sg.ones(2, device="cuda") * sg.asarray(2.0)).device == "cuda:0"
@@ -253,14 +253,12 @@ def test_an_index_out_of_range_is_an_error_and_leaves_state_alone() -> None:
     train = sg.compile(step, device="cuda")
     train(np.array([0, 1]))
     before = host(table.weight)
-    with pytest.raises(
-        IndexError, match=r"take: an index must lie in \[-4, 4\); got 4\. Captured at .*test_devices\.py"
-    ):
+    with pytest.raises(IndexError, match=r"embedding: an index must .*; got 4\. Captured at .*test_devices"):
         train(np.array([0, 4]))
     np.testing.assert_array_equal(host(table.weight), before)
     train(np.array([0, 3]))
     with pytest.raises(IndexError, match="got 7"):
-        sg.take(table.weight, np.array([7]), axis=0)
+        sg.take(table.weight, sg.asarray(np.array([7]), device="cuda"), axis=0)
 
 
 def test_a_saved_program_comes_back_on_its_device(tmp_path: Any) -> None:
