@@ -170,8 +170,9 @@ class CallText:
 
     def every(self, counter: str, size: int, body: Sequence[str], lanes: int = 1) -> None:
         """Do `body` for every one of `size` elements, `lanes` of them at once, by all threads of the grid."""
+        thread = f"block * {self.threads} + thread"
         self.lines += [
-            f"{counter} = (block * {self.threads} + thread) * {lanes}",
+            f"{counter} = {thread if lanes == 1 else f'({thread}) * {lanes}'}",
             f"while {counter} < {size}:",
             *indented([*body, f"{counter} += {GRID} * {self.threads * lanes}"]),
         ]
