@@ -58,5 +58,10 @@ def run(
     return found.copy(), memory.at(report).view(np.int64).copy()
 
 
+def launches_of(node: Node, target: Target) -> list[Launch]:
+    """The launches of a node on its own."""
+    return lower_call(node, Members(), target)[0]
+
+
 def _launch(one: Launch, memory: sim.Memory, addresses: Sequence[int]) -> None:
     sim.launch(sim.build(one.kernel), one.kernel.dtypes, memory, addresses, one.grid, one.block)
