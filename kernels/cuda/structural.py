@@ -159,7 +159,7 @@ class CallText:
 
     def shared(self, name: str, count: int, dtype: DType) -> str:
         """An array in the block's shared memory."""
-        line = f"{name} = cuda.shared.array({count}, {'uint8' if dtype == BOOL else dtype.name})"
+        line = f"{name} = shared_memory({count}, {'uint8' if dtype == BOOL else dtype.name})"
         if line not in self.top:
             self.top.append(line)
         return name
