@@ -26,6 +26,10 @@ class DeviceError(StaticgradError, ValueError):
     """A device that does not exist, or operands that live on different devices."""
 
 
+class OutOfMemoryError(StaticgradError, MemoryError):
+    """A device has less memory free than was asked for."""
+
+
 class CaptureError(StaticgradError, RuntimeError):
     """Something that a static graph cannot hold, such as a Python branch on a traced value."""
 

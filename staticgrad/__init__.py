@@ -10,7 +10,7 @@ from staticgrad.graph import location as _location  # noqa: E402
 
 _location.register_internal(_here)
 
-from staticgrad import array, autograd, data, nn, optim, random  # noqa: E402
+from staticgrad import array, autograd, cuda, data, nn, optim, random  # noqa: E402
 from staticgrad.array import *  # noqa: E402, F403
 from staticgrad.autograd.gradcheck import gradcheck  # noqa: E402
 from staticgrad.autograd.modes import (  # noqa: E402
@@ -38,6 +38,7 @@ __all__ = [
     "autograd",
     "compare",
     "compile",
+    "cuda",
     "data",
     "enable_grad",
     "grad",

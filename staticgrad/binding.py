@@ -14,6 +14,7 @@ from staticgrad.graph.errors import StaticgradError
 from staticgrad.graph.location import user_location
 from staticgrad.graph.node import DType, Node, Spec
 from staticgrad.graph.op import Op
+from staticgrad.kernels.device import common_device
 from staticgrad.operands import operands_of
 from staticgrad.tensor import INFERENCE_VERSION, Array, Tensor, escaped_error
 
@@ -67,6 +68,8 @@ def _run_pair(op: Op, tensors: Sequence[Tensor]) -> Array:
     dtype = _types.get((op, x.dtype, y.dtype))
     if dtype is None or type(x) is not np.ndarray or type(y) is not np.ndarray:
         dtype = _known_type((op, x.dtype, y.dtype), op, (x, y), {})
+        if type(x) is not np.ndarray or type(y) is not np.ndarray:
+            return _run_on_device(op, (x, y), {}, dtype)
     try:
         result = context.quietly(op.reference, x, y)
     except (ValueError, RuntimeError):
@@ -96,6 +99,8 @@ def _run(op: Op, tensors: Sequence[Tensor], attributes: dict[str, Any], observer
         dtype = None
     if dtype is None or type(x) is not np.ndarray or type(y) is not np.ndarray:
         dtype = _known_type(key, op, values, attributes)
+        if any(type(value) is not np.ndarray for value in values):
+            return _run_on_device(op, values, attributes, dtype, observer)
     if observer is not None:
         observer.before()
     result: Array
@@ -108,6 +113,19 @@ def _run(op: Op, tensors: Sequence[Tensor], attributes: dict[str, Any], observer
         result = _again(op, values, attributes)
     if type(result) is not np.ndarray or result.dtype is not dtype:
         result = np.asarray(result, dtype)
+    if observer is not None:
+        observer.after(list(values), result)
+    return result
+
+
+def _run_on_device(
+    op: Op, values: Sequence[Any], attributes: dict[str, Any], dtype: DType, observer: Observer | None = None
+) -> Any:
+    """Where an operand is no plain array of NumPy's: the device that it lives on runs the op."""
+    device = common_device(op.name, values)
+    if observer is not None:
+        observer.before()
+    result = device.run(op, values, attributes, dtype)
     if observer is not None:
         observer.after(list(values), result)
     return result

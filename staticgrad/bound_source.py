@@ -46,7 +46,7 @@ class Source:
     ) -> None:
         captured = specialization.captured
         of_arguments = any(gradient.tensor is None for gradient in captured.gradients)
-        if captured.written_arguments or of_arguments:
+        if captured.written_arguments or of_arguments or not captured.device.binds_calls:
             raise NotCoveredError
         self._specialization = specialization
         self.lines: list[str] = []

@@ -36,10 +36,15 @@ class State:
 
     tensor: Tensor
     name: str
+    plain: bool = False  # whether it stands for an array of NumPy's, which stays where it is
 
     def array(self) -> Any:
         """The storage that the tensor has now."""
         return self.tensor._value
+
+    def move(self, array: Any) -> None:
+        """Have the tensor live in another array with the same elements."""
+        self.tensor._value = array
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,16 @@ class GradState:
         """The storage of the gradient, or None where there is none now."""
         gradient = self.tensor._grad
         return None if gradient is None else gradient._value
+
+    @property
+    def plain(self) -> bool:
+        """Gradients are tensors."""
+        return False
+
+    def move(self, array: Any) -> None:
+        """Have the gradient live in another array with the same elements."""
+        if self.tensor._grad is not None:
+            self.tensor._grad._value = array
 
 
 @dataclass(frozen=True)
@@ -77,7 +92,8 @@ class _Written:
 class Capture:
     """A graph under construction. `with capture:` makes it the thread's; ops then append to it."""
 
-    def __init__(self, names: Mapping[int, str] | None = None) -> None:
+    def __init__(self, names: Mapping[int, str] | None = None, device: str | None = None) -> None:
+        self._device = device
         self.inputs: list[Node] = []
         self.bindings: list[Binding] = []
         self.guards: dict[tuple[Any, ...], Guard] = {}
@@ -107,6 +123,23 @@ class Capture:
     def __exit__(self, *_: object) -> None:
         context.capture = self._outer
 
+    @property
+    def device(self) -> str:
+        """Where the program will run: where it was asked to, or where what the function uses lives."""
+        return self._device or "cpu"
+
+    def require_device(self, device: str) -> None:
+        """Inside a program everything lives on its device: what is moved there stays as it is.
+
+        Raises:
+            CaptureError: the captured function asks for another device.
+        """
+        if device != self.device:
+            raise CaptureError(
+                f"to({device!r}): a compiled function runs on one device, here {self.device!r}; move the tensor "
+                f"outside of it, or compile with device={device!r}. Captured at {user_location()}"
+            )
+
     # ------------------------------------------------------------ nodes
 
     def append(self, op: Op, tensors: Sequence[Tensor], attributes: Mapping[str, Any], spec: Spec) -> Node:
@@ -133,10 +166,12 @@ class Capture:
     def _state(self, tensor: Tensor, value: Array) -> Node:
         name = self._names.get(id(tensor)) or self._names.get(id(value)) or f"state{len(self._states)}"
         owner = self._entry_gradients.get(id(value))
-        binding: Binding = State(tensor, name)
+        binding: Binding = State(tensor, name, self.is_plain_array(tensor))
         if owner is not None:
             name = f"{self._names.get(id(owner), 'tensor')}.grad"
             binding = GradState(owner, name)
+        if self._device is None and value.device != "cpu":
+            self._device = value.device
         node = self._input(binding, "state", name, value.shape, value.dtype)
         self._states[id(value)] = (node, tensor)
         self._current[id(value)] = node
@@ -185,6 +220,10 @@ class Capture:
         tensor = Tensor(array)
         self._wrapped.append(tensor)
         return tensor
+
+    def is_plain_array(self, tensor: Tensor) -> bool:
+        """Whether a tensor stands for an array of NumPy's that the captured function uses."""
+        return any(tensor is other for other in self._wrapped)
 
     def uses_other_arrays(self, known: Sequence[Array]) -> bool:
         """Whether it used an array that is no view of a `known` one: NumPy has computed it while the function ran."""
@@ -308,12 +347,14 @@ class Elements:
 
 def _owner(array: Any) -> Any:
     """The array whose memory a view looks at."""
-    while isinstance(array.base, np.ndarray):
+    while isinstance(getattr(array, "base", None), np.ndarray):
         array = array.base
     return array
 
 
-def _bounds(array: Array) -> tuple[int, int]:
+def _bounds(array: Any) -> tuple[int, int]:
+    if not isinstance(array, np.ndarray):
+        return array.address, array.address + array.nbytes
     low, high = np.lib.array_utils.byte_bounds(array)
     return int(low), int(high)
 

@@ -17,7 +17,7 @@ from staticgrad.graph.group import Group
 from staticgrad.graph.interpret import evaluate
 from staticgrad.graph.node import Node
 from staticgrad.kernels.cache import default_cache
-from staticgrad.kernels.cpu.program import Program, compile_graph
+from staticgrad.kernels.device import device_of
 from staticgrad.specialize import Specialization
 from staticgrad.tensor import Array
 
@@ -36,24 +36,25 @@ def run_checked(specialization: Specialization, leaves: Sequence[Any]) -> Any:
     """
     program = _keeping(specialization)
     graph = specialization.captured.graph
-    inputs = [np.array(array, order="C") for array in specialization.inputs(leaves)]
-    before = {leaf: array.copy() for leaf, array in zip(graph.inputs, inputs, strict=True)}
-    outputs = [np.empty(node.shape, node.dtype) for node in graph.outputs]
+    device = specialization.device
+    inputs = [device.contiguous(array).copy() for array in specialization.inputs(leaves)]
+    before = {leaf: np.array(device_of(array).host(array)) for leaf, array in zip(graph.inputs, inputs, strict=True)}
+    outputs = [device.empty(node.shape, node.dtype) for node in graph.outputs]
     stored = program.run_and_read(inputs, outputs)
     values: dict[Node, Array] = {**before, **stored}
     for node, array in zip(graph.outputs, outputs, strict=True):
-        values.setdefault(node, array)
+        values.setdefault(node, device.host(array))
     _compare_groups(program.plan.groups, values)
     _find_nan(graph.results, values)
     return specialization.run(leaves)
 
 
-def _keeping(specialization: Specialization) -> Program:
+def _keeping(specialization: Specialization) -> Any:
     """The specialisation's program with every value kept, compiled at the first check."""
     if specialization.keeping is None:
-        specialization.keeping = compile_graph(specialization.captured.graph, reuse=False, cache=default_cache())
-    program: Program = specialization.keeping
-    return program
+        graph = specialization.captured.graph
+        specialization.keeping = specialization.device.compile(graph, reuse=False, cache=default_cache())
+    return specialization.keeping
 
 
 def _compare_groups(groups: Sequence[Group], values: dict[Node, Array]) -> None:

@@ -15,6 +15,7 @@ from staticgrad.capture import GradState, State
 from staticgrad.comparison import Comparison, Difference, Memory, difference
 from staticgrad.compile import CompiledFunction, _walk, leaf_paths
 from staticgrad.graph.errors import CaptureError
+from staticgrad.kernels.device import device_of
 from staticgrad.observe import Clock, LiveMemory, observed
 from staticgrad.snapshot import Snapshot
 from staticgrad.specialize import Specialization
@@ -239,7 +240,7 @@ def _bound(specialization: Specialization) -> list[tuple[Tensor, str]]:
 
 def _copy(value: Tensor | Array) -> Array:
     array: Any = value._value if isinstance(value, Tensor) else value
-    return np.array(array)
+    return np.array(device_of(array).host(array))
 
 
 __all__: Sequence[str] = ["compare"]

@@ -23,7 +23,8 @@ from staticgrad.collector import collection_paused
 from staticgrad.graph.errors import CaptureError, DTypeError, RecompileLimitError
 from staticgrad.graph.node import Graph
 from staticgrad.graph.timeline import described, recorded
-from staticgrad.operands import check_device, check_dtype
+from staticgrad.kernels.device import find_device
+from staticgrad.operands import check_dtype
 from staticgrad.specialize import Specialization, capture, is_array, is_static
 from staticgrad.tensor import Tensor
 from staticgrad.tree import TreeDef, tree_flatten, tree_unflatten
@@ -69,7 +70,7 @@ class CompiledFunction:
     ) -> None:
         if not callable(fn):
             raise TypeError(f"compile: takes a function; got {type(fn).__name__}")
-        check_device(device)
+        self._device = None if device is None else find_device(device).name
         if recompile_limit < 1:
             raise ValueError(f"compile: recompile_limit must be at least 1; got {recompile_limit}")
         self.fn = fn
@@ -250,12 +251,12 @@ class CompiledFunction:
         if self._history:
             log.warning("staticgrad: %s is compiled again: %s", self._name(), reason)
         from staticgrad.kernels.cache import default_cache
-        from staticgrad.kernels.cpu.program import compile_graph
 
         paths = leaf_paths(self._rebuild_names(structure))
         with collection_paused, recorded() as timeline:
-            captured = capture(self.fn, lambda found: self._rebuild(structure, static, found), leaves, paths)
-            program = compile_graph(captured.graph, cache=default_cache() if self._cache else None)
+            rebuild = functools.partial(self._rebuild, structure, static)
+            captured = capture(self.fn, rebuild, leaves, paths, self._device)
+            program = captured.device.compile(captured.graph, cache=default_cache() if self._cache else None)
         self._from_disk += program.from_cache
         made = Specialization(captured, program)
         made.timeline = timeline
@@ -505,7 +506,8 @@ def compile(
     Args:
         fn: takes and returns any tree of arrays. Numbers are passed as 0-d values; booleans, strings and other
             objects are part of the signature.
-        device: "cpu".
+        device: where the program runs: "cpu", "cuda" or "cuda:1"; by default where the arguments and the state are.
+            Arguments on another device are copied there at each call; state moves there and stays.
         static_argnames: arguments whose values are part of the signature, for numbers that shapes depend on.
         memory_budget: recomputation within a budget is not part of this release; None.
         cache: keep compiled programs on disk, for later processes.

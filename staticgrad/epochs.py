@@ -20,6 +20,7 @@ from staticgrad.bound_call import UNBOUND, BoundLoop
 from staticgrad.capture import Argument
 from staticgrad.data.loader import epoch_order
 from staticgrad.graph.errors import CaptureError, IndexRangeError
+from staticgrad.kernels.device import device_of
 from staticgrad.progress import Progress
 from staticgrad.specialize import Output, Specialization
 from staticgrad.tensor import Array, Tensor
@@ -116,6 +117,7 @@ def _rows(name: str, given: Any) -> Array:
     if isinstance(given, Tensor) and given._requires_grad:
         raise ValueError(f"run: data must not require grad; {name} does; pass its detach()")
     array: Any = given._value if isinstance(given, Tensor) else given
+    array = device_of(array).host(array)
     if not array.ndim:
         raise ValueError(f"run: arrays must have rows along a first axis; {name} is 0-d")
     return np.require(array, array.dtype.newbyteorder("="), ["C", "A"])
@@ -176,7 +178,7 @@ class _Run:
                 f"run: results must have one structure, shape and dtype in all steps; step {done} returned another"
             )
         for array, leaf in zip(self._stacked, leaves, strict=True):
-            array[done] = leaf._value
+            array[done] = device_of(leaf._value).host(leaf._value)
 
     def _native_steps(self, done: int, index: int) -> int:
         """Run steps from number `index` of the epoch on; how many there were, 0 where it takes an ordinary call."""

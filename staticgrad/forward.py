@@ -50,9 +50,9 @@ def _tangent(
     op: Op, primals: list[Tensor], tangents: list[Tensor | None], attributes: Mapping[str, Any], out: Tensor
 ) -> Tensor | None:
     if op.linear == "joint":
-        from staticgrad.array.creation import zeros
+        from staticgrad.array.creation import zeros_like
 
-        filled = [t if t is not None else zeros(x.shape, dtype=x.dtype) for x, t in zip(primals, tangents, strict=True)]
+        filled = [t if t is not None else zeros_like(x.detach()) for x, t in zip(primals, tangents, strict=True)]
         joint: Tensor = op(*filled, **attributes)
         return joint
     total: Tensor | None = None

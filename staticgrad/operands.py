@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from staticgrad._context import context
-from staticgrad.graph.errors import DeviceError, DTypeError
+from staticgrad.graph.errors import DTypeError
 from staticgrad.graph.node import DType
 from staticgrad.graph.op import Op
 from staticgrad.graph.ops import arithmetic
@@ -20,12 +20,6 @@ _SUPPORTED: dict[Any, DType] = {
     np.dtype(name): np.dtype(name)
     for name in ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float32", "float64")
 }
-
-
-def check_device(device: str | None) -> None:
-    """Raise DeviceError for a device that does not exist here."""
-    if device is not None and device != "cpu" and not device.startswith("cpu:"):
-        raise DeviceError(f"device: this release runs on 'cpu'; got {device!r}")
 
 
 def supports(dtype: DType) -> bool:

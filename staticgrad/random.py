@@ -23,6 +23,7 @@ from staticgrad.graph.errors import DTypeError, ShapeError
 from staticgrad.graph.ops import leaf
 from staticgrad.graph.ops.random import random_bits
 from staticgrad.graph.ops.shape import reshape
+from staticgrad.kernels.device import find_device
 from staticgrad.operands import check_dtype
 from staticgrad.tensor import DEFAULT_FLOAT, Array, Tensor
 
@@ -52,6 +53,8 @@ class Generator:
         return first, second
 
     def _words(self, count: int, each: int) -> list[Tensor]:
+        if context.capture is None:  # a program on another device may have taken the state there
+            self.state._value = find_device("cpu").place(self.state._value)
         key, counter = self.state[0], self.state[1]
         position = bind(leaf.iota, (), {"size": count, "dtype": _WORD})
         start = counter + position * each if each > 1 else counter + position
@@ -71,7 +74,7 @@ def manual_seed(seed: int) -> Generator:
 
 def get_state() -> Array:
     """The default generator's (key, counter), uint64."""
-    return np.array(default_generator.state)
+    return np.array(default_generator.state.to("cpu"))
 
 
 def set_state(state: Any) -> None:

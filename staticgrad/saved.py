@@ -23,6 +23,7 @@ from staticgrad.bound_call import UNBOUND, BoundCall
 from staticgrad.capture import Argument, HostScalar, State
 from staticgrad.graph.errors import CaptureError, DTypeError, FileFormatError, ShapeError
 from staticgrad.graph.node import Graph
+from staticgrad.kernels.device import Device, device_of, find_device
 from staticgrad.saving import read_arrays, write_arrays
 from staticgrad.specialize import Captured, Gradient, Output, Specialization, is_array, number_dtype
 from staticgrad.tensor import Array, Tensor
@@ -57,11 +58,13 @@ def save_program(name: str, structure: TreeDef, specialization: Specialization, 
             value = np.array(binding.mapping[binding.key], binding.dtype).item()
             described.append({"kind": "scalar", "name": str(binding.key), "value": value})
         else:
-            arrays[f"state.{i}"] = np.array(binding.array())
+            array = binding.array()
+            arrays[f"state.{i}"] = np.array(device_of(array).host(array))
             described.append({"kind": "state", "name": binding.name})
     code = specialization.program.to_bytes()
     description = {
         "name": name,
+        "device": specialization.device.name.partition(":")[0],
         "arguments": _structure(structure),
         "result": _structure(captured.result),
         "leaves": [_leaf(leaf) for leaf in captured.leaves],
@@ -234,26 +237,18 @@ def load(path: Any) -> LoadedProgram:
     if metadata.get("sha256") != _digest(text, code, arrays):
         raise FileFormatError(f"load: {name} is damaged: its checksum does not match; save the program again")
     try:
-        return _restored(json.loads(text), arrays, _program(code))
+        description = json.loads(text)
+        device = find_device(description["device"])
+        return _restored(description, arrays, device.load(code), device)
     except FileFormatError:
         raise
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise FileFormatError(f"load: {name} has a description that does not fit its program: {error!r}") from error
 
 
-def _program(code: bytes) -> Program:
-    from staticgrad.kernels.cpu.program import Program, compile_graph
-
-    try:
-        return Program.from_bytes(code)
-    except FileFormatError:
-        raise
-    except ValueError as error:
-        log.warning("staticgrad: the saved program is compiled again: %s", error)
-        return compile_graph(Program.graph_of(code))
-
-
-def _restored(description: Mapping[str, Any], arrays: Mapping[str, Array], program: Program) -> LoadedProgram:
+def _restored(
+    description: Mapping[str, Any], arrays: Mapping[str, Array], program: Program, device: Device
+) -> LoadedProgram:
     scalars: dict[str, float] = {}
     bindings: list[Any] = []
     for i, (entry, node) in enumerate(zip(description["bindings"], program.graph.inputs, strict=True)):
@@ -274,6 +269,7 @@ def _restored(description: Mapping[str, Any], arrays: Mapping[str, Array], progr
         gradients=_gradients(description["gradients"], bindings),
         written_arguments=[(argument, output) for argument, output in description["written"]],
         tracked=[""] * len(program.graph.outputs),
+        device=device,
     )
     structure = _treedef(description["arguments"])
     _require_fit(captured, structure)

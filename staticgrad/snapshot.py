@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 
 from staticgrad import random
 from staticgrad.graph.node import Node
+from staticgrad.kernels.device import device_of
 from staticgrad.side_effects import _CONTAINERS, _content, _is_object, _restore, variables
 from staticgrad.tensor import Array, Tensor
 
@@ -29,8 +31,9 @@ class _Held:
     def restore(self, everything: bool) -> None:
         tensor = self.tensor
         changed = tensor._version[0] != self.version or tensor._value is not self.storage
-        if (everything or changed) and self.storage.flags.writeable:
-            np.copyto(self.storage, self.content)
+        if everything or changed:
+            with contextlib.suppress(ValueError):  # what cannot be written has not changed
+                device_of(self.storage).assign(self.storage, self.content)
         tensor._value = self.storage
         tensor._version[0] = self.version
         tensor._grad, tensor._requires_grad, tensor._edge = self.grad, self.requires_grad, self.edge

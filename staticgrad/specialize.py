@@ -17,6 +17,7 @@ from staticgrad.graph.node import DType, Graph, Node, Shape, Spec
 from staticgrad.graph.rewrite import rewrite
 from staticgrad.graph.timeline import Timeline, stage
 from staticgrad.guards import Guard, Place
+from staticgrad.kernels.device import Device, common_device, device_of, find_device
 from staticgrad.read_values import CONTENT, values_read
 from staticgrad.read_values import held as held_value
 from staticgrad.side_effects import Variable, Watch
@@ -49,6 +50,7 @@ class Captured:
     gradients: list[Gradient]
     written_arguments: list[tuple[int, int]]  # (argument, output copied into it)
     tracked: list[str] = field(default_factory=list)  # per output: "", "live" or "freed", its place on the tape
+    device: Device = field(default_factory=lambda: find_device("cpu"))
 
 
 @dataclass(frozen=True)
@@ -90,14 +92,16 @@ def capture(
     rebuild: Callable[[list[Any]], tuple[Any, Any]],
     leaves: Sequence[Any],
     paths: Sequence[str],
+    device: str | None = None,
 ) -> Captured:
     """Run `function` on traced stand-ins for the array `leaves` and return what it did.
 
-    `rebuild` makes (args, kwargs) from the leaves; leaves that are not arrays or numbers are passed as they are.
+    `device` is where the program is to run; None is where the arguments or the state are. `rebuild` makes
+    (args, kwargs) from the leaves; leaves that are not arrays or numbers are passed as they are.
     """
     watch = Watch(function, [leaf for leaf in (*leaves, *_bound(function)) if not is_array(leaf)])
     with stage("capture"):
-        held, result, stand_ins = _run_traced(function, rebuild, leaves, paths, watch)
+        held, result, stand_ins = _run_traced(function, rebuild, leaves, paths, watch, device)
     with stage("guard"):
         _watch_values(held, function, watch, leaves)
     return _finish(held, result, stand_ins)
@@ -109,8 +113,12 @@ def _run_traced(
     leaves: Sequence[Any],
     paths: Sequence[str],
     watch: Watch,
+    device: str | None,
 ) -> tuple[Capture, Any, dict[int, tuple[int, Tensor, Node]]]:
-    held = Capture(names_of(watch.reached()))
+    if device is None:
+        homes = [leaf._value for leaf in leaves if isinstance(leaf, Tensor) and leaf.device != "cpu"]
+        device = common_device("compile", homes).name if homes else None
+    held = Capture(names_of(watch.reached()), device)
     traced, stand_ins = _stand_ins(held, leaves, paths)
     args, kwargs = rebuild(traced)
     structure = tree_flatten((args, kwargs))[1]
@@ -200,7 +208,23 @@ def _finish(held: Capture, result: Any, stand_ins: Mapping[int, tuple[int, Tenso
             outputs.append(held.node_of(tensor))
     with stage("rewrite"):
         graph = rewrite(held.graph(outputs, updates))
-    return Captured(graph, held.bindings, list(held.guards.values()), structure, leaves, gradients, written, tracked)
+    guards = list(held.guards.values())
+    where = find_device(held.device)
+    captured = Captured(graph, held.bindings, guards, structure, leaves, gradients, written, tracked, where)
+    _require_tensors(captured)
+    return captured
+
+
+def _require_tensors(captured: Captured) -> None:
+    """State that the program writes must be able to live where it runs."""
+    written = {leaf for leaf, _ in captured.graph.updates}
+    for leaf, binding in zip(captured.graph.inputs, captured.bindings, strict=True):
+        plain = isinstance(binding, State) and binding.plain
+        if plain and leaf in written and not captured.device.holds(binding.array()):
+            raise CaptureError(
+                f"compile: {binding.name} is an array of NumPy's, which lives on the CPU, and the function writes it "
+                f"on {captured.device.name}; make it a Tensor (sg.asarray)"
+            )
 
 
 def _place_on_tape(tensor: Tensor) -> str:
@@ -262,6 +286,7 @@ class Specialization:
     def __init__(self, captured: Captured, program: Program) -> None:
         self.captured = captured
         self.program = program
+        self.device = captured.device
         graph = captured.graph
         self._specs: list[tuple[Shape, DType]] = [(node.shape, node.dtype) for node in graph.outputs]
         updated = {leaf for leaf, _ in graph.updates}
@@ -301,14 +326,17 @@ class Specialization:
             arrays[i] = np.array(scalar.mapping[scalar.key], scalar.dtype)
         return arrays
 
-    @staticmethod
-    def _state(node: Node, binding: State | GradState) -> Array:
+    def _state(self, node: Node, binding: State | GradState) -> Array:
+        """The storage of a state; it follows the program that uses it to another device."""
         array = binding.array()
         if isinstance(array, Node):
             raise escaped_error(array)
         if array is None or array.shape != node.shape or array.dtype != node.dtype:
             came = "None" if array is None else f"{array.dtype}{list(array.shape)}"
             raise ShapeError(f"compile: {binding.name} was captured as {node.spec} and is now {came}; compile again")
+        if not (binding.plain or self.device.holds(array)):
+            array = self.device.place(array)
+            binding.move(array)
         result: Array = array
         return result
 
@@ -326,7 +354,7 @@ class Specialization:
         finally:  # also when Ctrl-C comes as the native call returns: a step is whole or has not been
             for i in self._updated:
                 if given[i] is not arrays[i]:
-                    np.copyto(arrays[i], given[i])
+                    self.device.assign(arrays[i], given[i])
         self.ordinary_calls += 1
         return self.commit(leaves, outputs, inputs)
 
@@ -353,19 +381,16 @@ class Specialization:
 
     def _contiguous(self, arrays: list[Array]) -> list[Array]:
         """C-contiguous arrays, none of which shares memory with state that is written."""
-        given = [a if a.flags.c_contiguous and a.flags.aligned else np.array(a, order="C") for a in arrays]
+        given = [self.device.contiguous(array) for array in arrays]
         if self._updated:
             written = [given[i] for i in self._updated]
             for i, _ in self._arguments:
-                if given[i].base is not None or any(given[i] is w for w in written):
-                    if any(np.may_share_memory(given[i], w) for w in written):
-                        given[i] = given[i].copy()
-                elif any(w.base is given[i] for w in written):
+                if self.device.overlaps(given[i], written):
                     given[i] = given[i].copy()
         return given
 
     def _outputs(self) -> list[Array]:
-        outputs = [np.empty(shape, dtype) for shape, dtype in self._specs]
+        outputs = [self.device.empty(shape, dtype) for shape, dtype in self._specs]
         for gradient in self.captured.gradients:
             if gradient.tensor is not None and gradient.output is not None:
                 reusable = self._reusable(gradient.tensor, gradient.output)
@@ -381,8 +406,8 @@ class Specialization:
         del last
         if _references(self.held_gradients, output) != _ALONE:
             return None
-        array = self.held_gradients[output]._value
-        return array if isinstance(array, np.ndarray) else None
+        array: Any = self.held_gradients[output]._value
+        return array
 
     def commit(self, leaves: Sequence[Any], outputs: list[Array], inputs: list[Tensor] | None = None) -> Any:
         """Carry out what the call does to gradients, arguments and versions, and build its result."""
@@ -399,7 +424,7 @@ class Specialization:
             if isinstance(target, Tensor):
                 target._version[0] += 1
                 target = target._value
-            np.copyto(target, outputs[position])
+            device_of(target).assign(target, outputs[position])
         return self._result(outputs, inputs)
 
     def _set_gradient(self, gradient: Gradient, leaves: Sequence[Any], outputs: list[Array]) -> None:

@@ -13,6 +13,7 @@ from staticgrad.graph.errors import DerivativeError, ShapeError
 from staticgrad.graph.node import Node
 from staticgrad.graph.ops import arithmetic
 from staticgrad.graph.ops.shape import broadcast_to
+from staticgrad.kernels.device import device_of
 from staticgrad.operands import as_operand, check_dtype
 from staticgrad.tensor import Tensor, escaped_error
 
@@ -31,17 +32,18 @@ def write(tensor: Tensor, source: Any) -> None:
     value = tensor._value
     if isinstance(value, Node):
         raise escaped_error(value)
-    new = source._value if isinstance(source, Tensor) else np.asarray(source)
+    new: Any = source._value if isinstance(source, Tensor) else np.asarray(source)
     if isinstance(new, Node):
         raise escaped_error(new)
     if new.shape != value.shape:
         _check_fits(tensor, new.shape)
-    if not value.flags.writeable:
+    try:
+        device_of(value).assign(value, new)
+    except ValueError as error:
         raise ValueError(
-            f"copy_: the tensor ({tensor.spec}) is a broadcast view or shares a read-only array, which cannot be "
-            "written; work on a copy, made with astype(copy=True)"
-        )
-    np.copyto(value, new, casting="unsafe")
+            f"copy_: the tensor ({tensor.spec}) is a broadcast view or shares a read-only array (on a GPU any "
+            "view is a copy), which cannot be written; work on a copy, made with astype(copy=True)"
+        ) from error
 
 
 def _check_fits(tensor: Tensor, shape: tuple[int, ...]) -> None:

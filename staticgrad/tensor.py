@@ -14,6 +14,7 @@ from staticgrad._context import context
 from staticgrad.graph.errors import (
     CaptureError,
     DerivativeError,
+    DeviceError,
     DTypeError,
     ShapeError,
     TracedValueError,
@@ -22,6 +23,7 @@ from staticgrad.graph.location import user_location
 from staticgrad.graph.node import DType, Node, Shape, Spec
 from staticgrad.graph.op import Op
 from staticgrad.graph.ops import arithmetic
+from staticgrad.kernels.device import device_of, find_device
 
 if TYPE_CHECKING:
     from staticgrad.autograd.hooks import RemovableHandle
@@ -99,8 +101,12 @@ class Tensor:
 
     @property
     def device(self) -> str:
-        """Where the elements live: "cpu"."""
-        return "cpu"
+        """Where the elements live: "cpu", "cuda:0", …"""
+        value: Any = self._value
+        if type(value) is Node:
+            capture = context.capture
+            return "cpu" if capture is None else capture.device
+        return str(value.device)
 
     @property
     def spec(self) -> Spec:
@@ -226,14 +232,15 @@ class Tensor:
 
         Raises:
             DerivativeError: the tensor requires grad (use `detach()` first).
+            DeviceError: the tensor lives on another device (use `to("cpu")` first).
             TracedValueError: the tensor is being captured.
         """
         if self._requires_grad:
             raise DerivativeError("numpy: the tensor requires grad, so writes would go unseen; use t.detach().numpy()")
-        return self._concrete("numpy()")
+        return self._of_numpy("numpy()")
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
-        value = self._concrete("np.asarray")
+        value = self._of_numpy("np.asarray")
         if dtype is not None and value.dtype != dtype:
             if copy is False:
                 raise ValueError(f"np.asarray: {value.dtype} to {np.dtype(dtype)} needs a copy")
@@ -251,12 +258,24 @@ class Tensor:
         """The elements as nested lists of Python numbers."""
         return self._concrete("tolist()").tolist()
 
-    def _concrete(self, asked: str) -> Array:
+    def stored(self, asked: str) -> Any:
+        """The array behind the tensor, on its device, for what is called `asked` in the error."""
         value = self._value
         if isinstance(value, Node):
             raise traced_value_error(asked, value)
         if context.capture is not None:
             context.capture.read_elements(self, asked)
+        return value
+
+    def _concrete(self, asked: str) -> Array:
+        """The elements for Python to look at."""
+        value = self.stored(asked)
+        return value if type(value) is np.ndarray else device_of(value).host(value)
+
+    def _of_numpy(self, asked: str) -> Array:
+        value = self.stored(asked)
+        if not isinstance(value, np.ndarray):
+            raise DeviceError(f"{asked}: the tensor lives on {self.device}; copy it first with .to('cpu')")
         return value
 
     def __float__(self) -> float:
@@ -297,8 +316,10 @@ class Tensor:
         value = self._value
         if isinstance(value, Node):
             return f"Tensor(<traced {value.spec} from {value.op.name} at {value.location}>)"
-        text = np.array2string(value, separator=", ", prefix="Tensor(")
+        text = np.array2string(device_of(value).host(value), separator=", ", prefix="Tensor(")
         parts = [text]
+        if self.device != "cpu":
+            parts.append(f"device={self.device!r}")
         if value.dtype not in (DEFAULT_FLOAT, DEFAULT_INT, np.dtype(np.bool_)):
             parts.append(f"dtype={value.dtype}")
         if self._edge is not None and self._requires_grad:
@@ -314,7 +335,7 @@ class Tensor:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         out = type(self).__new__(type(self))
-        Tensor.__init__(out, self._concrete("deepcopy").copy(), requires_grad=self._requires_grad)
+        Tensor.__init__(out, self.stored("deepcopy").copy(), requires_grad=self._requires_grad)
         memo[id(self)] = out
         return out
 
@@ -334,18 +355,29 @@ class Tensor:
         return self
 
     def to(self, *targets: Any, dtype: Any = None, device: str | None = None, copy: bool = False) -> Tensor:
-        """This tensor on a device and in a dtype; itself if both are so already and no copy is asked for."""
+        """This tensor on a device and in a dtype; itself if both are so already and no copy is asked for.
+
+        To a GPU the elements are on their way when this returns, and may be changed here; from it, they have arrived.
+        Derivatives go back to where the elements came from.
+        """
         for target in targets:
             if isinstance(target, str) and target.split(":")[0] in ("cpu", "cuda"):
                 device = target
             else:
                 dtype = target
-        from staticgrad.operands import check_device
+        there = self if device is None else self._moved(find_device(device).name)
+        return there.astype(self.dtype if dtype is None else dtype, copy=copy and there is self)
 
-        check_device(device)
-        if dtype is None:
-            dtype = self.dtype
-        return self.astype(dtype, copy=copy)
+    def _moved(self, device: str) -> Tensor:
+        capture = context.capture
+        if capture is not None:
+            capture.require_device(device)
+            return self
+        if self.device == device:
+            return self
+        from staticgrad.autograd.transfer import transferred
+
+        return transferred(self, device)
 
     def astype(self, dtype: Any, *, copy: bool = True) -> Tensor:
         """The elements converted to `dtype`."""

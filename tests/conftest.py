@@ -18,6 +18,9 @@ import staticgrad as sg
 from staticgrad import specialize
 from staticgrad.graph import Graph, rewrite, verify
 
+# "cuda" is the simulator in the tests, unless they are told to use a GPU: read when Numba is first imported.
+os.environ.setdefault("NUMBA_ENABLE_CUDASIM", "1")
+
 _CACHE = "STATICGRAD_CACHE_DIR"
 _made_here = pytest.StashKey[str]()
 

@@ -90,7 +90,7 @@ def names() -> dict[str, Any]:
     found |= {name: getattr(types, name) for name in dtypes}
     found |= {"accumulate_sum": accumulate.accumulate_sum, "accumulate_product": accumulate.accumulate_product}
     found |= {"larger": vector_math.maximum, "smaller": vector_math.minimum}
-    own = ("quotient", "rest", "shuffle_xor", "shared_memory", "load2", "load4", "store2", "store4")
+    own = ("quotient", "rest", "shuffle_xor", "shuffle_up", "shared_memory", "load2", "load4", "store2", "store4")
     found |= {name: globals()[name] for name in own}
     found |= {"checked_index": _checked(from_the_back=True), "checked_position": _checked(from_the_back=False)}
     return found | {"inf": float("inf"), "nan": float("nan"), "range": range}
@@ -168,35 +168,45 @@ def _checked(*, from_the_back: bool) -> Any:
 # ---------------------------------------------------------------- threads that exchange values
 
 
-@intrinsic
-def shuffle_xor(typingctx: Any, value: Any, distance: Any) -> Any:
-    """The value of the thread of this warp whose lane differs in the bit `distance`."""
+def _shuffle(kind: str, last: int, name: str) -> Any:
+    """A function that gives the value of another thread of this warp; `last` as the instruction wants it."""
 
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        number, lane = arguments[0], builder.trunc(arguments[1], _WORD)
-        size = int(number.type.width) if isinstance(number.type, ir.IntType) else 32 * (1 + _is_double(number))
-        whole = _LONG if size == 64 else _WORD
-        bits = builder.zext(number, whole) if size < 32 else builder.bitcast(number, whole)
-        if size == 64:
-            parts = [builder.trunc(bits, _WORD), builder.trunc(builder.lshr(bits, _LONG(32)), _WORD)]
-            low, high = (builder.zext(_exchanged(builder, part, lane), _LONG) for part in parts)
-            bits = builder.or_(low, builder.shl(high, _LONG(32)))
-        else:
-            bits = _exchanged(builder, bits, lane)
-        return builder.trunc(bits, number.type) if size < 32 else builder.bitcast(bits, number.type)
+    @intrinsic
+    def function(typingctx: Any, value: Any, distance: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            number, lane = arguments[0], builder.trunc(arguments[1], _WORD)
+            size = int(number.type.width) if isinstance(number.type, ir.IntType) else 32 * (1 + _is_double(number))
+            whole = _LONG if size == 64 else _WORD
+            bits = builder.zext(number, whole) if size < 32 else builder.bitcast(number, whole)
+            if size == 64:
+                parts = [builder.trunc(bits, _WORD), builder.trunc(builder.lshr(bits, _LONG(32)), _WORD)]
+                low, high = (builder.zext(_exchanged(builder, kind, part, lane, last), _LONG) for part in parts)
+                bits = builder.or_(low, builder.shl(high, _LONG(32)))
+            else:
+                bits = _exchanged(builder, kind, bits, lane, last)
+            return builder.trunc(bits, number.type) if size < 32 else builder.bitcast(bits, number.type)
 
-    return value(value, types.int64), codegen
+        return value(value, types.int64), codegen
+
+    function.__name__ = name
+    return function
 
 
 def _is_double(value: Any) -> bool:
     return bool(value.type == ir.DoubleType())
 
 
-def _exchanged(builder: Any, word: Any, lane: Any) -> Any:
-    kind = ir.FunctionType(_WORD, [_WORD, _WORD, _WORD, _WORD])
-    name = "llvm.nvvm.shfl.sync.bfly.i32"
-    function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
-    return builder.call(function, [_EVERYONE, word, lane, _WORD(0x1F)])
+def _exchanged(builder: Any, kind: str, word: Any, lane: Any, last: int) -> Any:
+    signature = ir.FunctionType(_WORD, [_WORD, _WORD, _WORD, _WORD])
+    name = f"llvm.nvvm.shfl.sync.{kind}.i32"
+    function = builder.module.globals.get(name) or ir.Function(builder.module, signature, name)
+    return builder.call(function, [_EVERYONE, word, lane, _WORD(last)])
+
+
+shuffle_xor = _shuffle("bfly", 0x1F, "shuffle_xor")  # of the thread whose lane differs in the bit `distance`
+shuffle_up = _shuffle(
+    "up", 0, "shuffle_up"
+)  # of the thread `distance` lanes below; the thread's own where there is none
 
 
 # ---------------------------------------------------------------- shared memory

@@ -9,18 +9,23 @@ from __future__ import annotations
 import sys
 import threading
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from staticgrad.graph.node import DType
 from staticgrad.graph.ops import numpy_math
 from staticgrad.kernels.cuda import toolkit
+from staticgrad.kernels.cuda.hardware import BoundLaunch, Hardware, LaunchSequence, out_of_memory
 from staticgrad.kernels.cuda.target import Target
 from staticgrad.kernels.kernel import Kernel
+
+if TYPE_CHECKING:
+    from staticgrad.kernels.cuda.array import Buffer
 
 Array = np.ndarray[Any, Any]
 SMALL = Target(warp=4, block=8, largest_block=16, processors=2, small=64)
@@ -33,15 +38,17 @@ class Memory:
     """The device's memory: allocations by address."""
 
     def __init__(self) -> None:
-        self._blocks: dict[int, Array] = {}
+        self._blocks: dict[int, tuple[Array, Array]] = {}  # the bytes, and the array that has them
         self._starts: list[int] = []
+        self.peak = 0
 
     def allocate(self, nbytes: int) -> int:
         """The address of new memory, aligned as a device's is; its bytes are not zero."""
         block = np.full(nbytes + 256, 0xA5, np.uint8)
         start = block.ctypes.data + -block.ctypes.data % 256
-        self._blocks[start] = block[start - block.ctypes.data :][:nbytes]
+        self._blocks[start] = block[start - block.ctypes.data :][:nbytes], block
         self._starts = sorted(self._blocks)
+        self.peak = max(self.peak, self.used)
         return start
 
     def free(self, address: int) -> None:
@@ -51,37 +58,45 @@ class Memory:
 
     def at(self, address: int) -> Array:
         """The bytes from an address to the end of its allocation."""
+        block, start = self.block(address)
+        return block[address - start :]
+
+    def block(self, address: int) -> tuple[Array, int]:
+        """The allocation that an address lies in, and where that starts."""
         place = bisect_right(self._starts, address) - 1
         if place < 0:
             raise IndexError(f"cuda simulator: {address:#x} is no address of the device")
         start = self._starts[place]
-        block = self._blocks[start]
+        block, _ = self._blocks[start]
         if address - start > len(block):
             raise IndexError(f"cuda simulator: {address:#x} is no address of the device")
-        return block[address - start :]
+        return block, start
 
     @property
     def used(self) -> int:
         """Bytes allocated."""
-        return sum(len(block) for block in self._blocks.values())
+        return sum(len(block) for block, _ in self._blocks.values())
 
 
 class Pointer:
-    """An address with a dtype, as kernels index it."""
+    """An address with a dtype, as kernels index it; what lies in front of it may be read too."""
 
-    def __init__(self, memory: Array, dtype: DType) -> None:
+    def __init__(self, block: Array, start: int, dtype: DType) -> None:
         kind = np.dtype(np.uint8) if dtype == np.bool_ else dtype
-        self._elements = memory[: len(memory) // kind.itemsize * kind.itemsize].view(kind)
+        self._elements = block[: len(block) // kind.itemsize * kind.itemsize].view(kind)
+        self._start = start // kind.itemsize
 
     def __getitem__(self, index: int) -> Any:
-        if index < 0:
-            raise IndexError(f"cuda simulator: index {index} lies before the memory of a pointer")
-        return self._elements[index]
+        return self._elements[self._place(index)]
 
     def __setitem__(self, index: int, value: Any) -> None:
-        if index < 0:
-            raise IndexError(f"cuda simulator: index {index} lies before the memory of a pointer")
-        self._elements[index] = value
+        self._elements[self._place(index)] = value
+
+    def _place(self, index: int) -> int:
+        place = self._start + index
+        if not 0 <= place < len(self._elements):
+            raise IndexError(f"cuda simulator: index {index} leaves the allocation of {len(self._elements)} elements")
+        return place
 
 
 def build(kernel: Kernel) -> Any:
@@ -102,7 +117,10 @@ def launch(
     function: Any, dtypes: Sequence[DType], memory: Memory, addresses: Sequence[int], grid: int, block: int
 ) -> None:
     """Run all blocks of one launch."""
-    pointers = [Pointer(memory.at(address), dtype) for address, dtype in zip(addresses, dtypes, strict=True)]
+    pointers = []
+    for address, dtype in zip(addresses, dtypes, strict=True):
+        memory_block, start = memory.block(address)
+        pointers.append(Pointer(memory_block, address - start, dtype))
     with _running, _quick_turns():
         function[grid, block](*pointers)
 
@@ -117,22 +135,112 @@ def _quick_turns() -> Iterator[None]:
         sys.setswitchinterval(before)
 
 
+class SimulatedStream:
+    """A stream of the simulator, which does all work at once."""
+
+    def synchronize(self) -> None:
+        """Nothing to wait for."""
+
+
+class SimulatedGPU(Hardware):
+    """The GPU that the simulator plays."""
+
+    name = "cuda:0"
+    title = "Numba's CUDA simulator"
+    capability = (9, 0)
+    identity = ""
+    total_bytes = 2**30
+
+    def __init__(self, target: Target = SMALL) -> None:
+        self.target = target
+        self.memory = Memory()
+
+    def allocate(self, nbytes: int) -> int:
+        if self.memory.used + nbytes > self.total_bytes:
+            raise out_of_memory(self, nbytes)
+        return self.memory.allocate(nbytes)
+
+    def free(self, address: int, stream: Any = None) -> None:
+        self.memory.free(address)
+
+    def memory_used(self) -> tuple[int, int]:
+        return self.memory.used, self.memory.peak
+
+    def forget_peak(self) -> None:
+        self.memory.peak = self.memory.used
+
+    def use(self, buffers: Iterable[Buffer]) -> None:
+        """There is one stream."""
+
+    def memory_info(self) -> tuple[int, int]:
+        return self.total_bytes - self.memory.used, self.total_bytes
+
+    def write(self, address: int, values: Array) -> None:
+        if values.nbytes:
+            self.memory.at(address)[: values.nbytes] = values.reshape(-1).view(np.uint8)
+
+    def read(self, values: Array, address: int) -> None:
+        if values.nbytes:
+            values.reshape(-1).view(np.uint8)[:] = self.memory.at(address)[: values.nbytes]
+
+    def copy(self, target: int, source: int, nbytes: int) -> None:
+        if nbytes:
+            self.memory.at(target)[:nbytes] = self.memory.at(source)[:nbytes]
+
+    def compile(self, kernels: Sequence[Kernel]) -> bytes:
+        return b""
+
+    def load(self, code: bytes, kernels: Mapping[str, Kernel]) -> dict[str, Any]:
+        return {symbol: (build(kernel), kernel.dtypes) for symbol, kernel in kernels.items()}
+
+    def sequence(self, launches: Sequence[BoundLaunch]) -> LaunchSequence:
+        return _SimulatedSequence(list(launches), memory=self.memory)
+
+    def new_stream(self) -> SimulatedStream:
+        return SimulatedStream()
+
+    def on(self, stream: SimulatedStream) -> AbstractContextManager[SimulatedStream]:
+        return nullcontext(stream)
+
+    def close(self) -> None:
+        """Nothing is held outside of this process."""
+
+    def synchronize(self) -> None:
+        """Nothing to wait for."""
+
+
+@dataclass
+class _SimulatedSequence(LaunchSequence):
+    memory: Memory = field(kw_only=True)
+
+    def run(self) -> None:
+        self.changed.clear()
+        for one in self.launches:
+            function, dtypes = one.function
+            launch(function, dtypes, self.memory, one.addresses, one.grid, one.block)
+
+
 # ---------------------------------------------------------------- what kernels use
 
 
-def _exchange(value: Any, distance: int, warp: int) -> Any:
-    """The value of the thread whose lane differs in the bit `distance`; all threads of the block come here."""
+def _exchange(value: Any, other: Callable[[int], int]) -> Any:
+    """The value of the thread `other(this)`, or this one's where there is none; all threads of the block come here."""
     me: Any = threading.current_thread()
     values = me._manager.__dict__.setdefault("exchanged", {})
     values[me.thread_id] = value
     me.syncthreads()
-    found = values[me.thread_id ^ distance]
+    found = values.get(other(me.thread_id), value)
     me.syncthreads()
     return found
 
 
 def _shuffle_xor(value: Any, distance: int) -> Any:
-    return _exchange(value, distance, SMALL.warp)
+    return _exchange(value, lambda thread: thread ^ distance)
+
+
+def _shuffle_up(value: Any, distance: int) -> Any:
+    """The simulator knows no warps: below the first lane the value is another thread's, and no kernel may use it."""
+    return _exchange(value, lambda thread: thread - distance)
 
 
 def _shared_memory(count: int, dtype: Any) -> Pointer:
@@ -140,7 +248,7 @@ def _shared_memory(count: int, dtype: Any) -> Pointer:
     me: Any = threading.current_thread()
     line = ("shared", sys._getframe(1).f_lineno)
     kind = np.dtype(dtype)
-    return Pointer(me._manager.__dict__.setdefault(line, np.full(count * kind.itemsize, 0xFF, np.uint8)), kind)
+    return Pointer(me._manager.__dict__.setdefault(line, np.full(count * kind.itemsize, 0xFF, np.uint8)), 0, kind)
 
 
 def _select(condition: Any, x: Any, y: Any) -> Any:
@@ -187,6 +295,7 @@ def _names() -> Mapping[str, Any]:
     dtypes = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float32", "float64")
     names |= {name: getattr(np, name) for name in dtypes}
     names |= {"larger": np.maximum, "smaller": np.minimum, "select": _select, "shuffle_xor": _shuffle_xor}
+    names |= {"shuffle_up": _shuffle_up}
     names |= {"quotient": lambda x, y: x // y, "rest": lambda x, y: x % y, "checked_index": _checked_index}
     names |= {"shared_memory": _shared_memory}
     names |= {"checked_position": _checked_position, "load2": _load(2), "load4": _load(4), "store2": _store}

@@ -14,7 +14,6 @@ from functools import cache
 from typing import Any
 
 from staticgrad.graph.errors import DeviceError
-from staticgrad.graph.node import DType
 from staticgrad.kernels.kernel import Kernel
 
 INSTALL = "install the CUDA packages with: pip install 'staticgrad[cuda]'"
@@ -101,6 +100,27 @@ def _resources(log: str) -> dict[str, Resources]:
 
 
 @cache
+def driver() -> Any:
+    """NVIDIA's driver, ready for use.
+
+    Raises:
+        DeviceError: the driver is missing or cannot be used.
+    """
+    from cuda.bindings import driver as found
+
+    try:
+        (code,) = found.cuInit(0)
+    except Exception as error:  # the loader of the driver's library has errors of its own
+        raise DeviceError(
+            "cuda: no NVIDIA driver was found on this machine (libcuda.so.1); install the driver, or use device='cpu'"
+        ) from error
+    if int(code):
+        _, text = found.cuGetErrorString(code)
+        raise DeviceError(f"cuda: the NVIDIA driver cannot be used: {text.decode()}; nvidia-smi shows its state")
+    return found
+
+
+@cache
 def versions() -> str:
     """The packages that machine code depends on."""
     from importlib import metadata
@@ -115,4 +135,4 @@ def versions() -> str:
     return "/".join(found)
 
 
-__all__ = ["OLDEST", "SIMULATED", "DType", "Resources", "cuda", "linked", "ptx_of", "versions"]
+__all__ = ["OLDEST", "SIMULATED", "Resources", "cuda", "driver", "linked", "ptx_of", "versions"]

@@ -14,7 +14,8 @@ from staticgrad.graph.node import Shape
 from staticgrad.graph.ops import leaf
 from staticgrad.graph.ops.arithmetic import select
 from staticgrad.graph.ops.shape import broadcast_to, reshape
-from staticgrad.operands import check_device, check_dtype, supports, wrapped
+from staticgrad.kernels.device import find_device
+from staticgrad.operands import check_dtype, supports, wrapped
 from staticgrad.tensor import DEFAULT_FLOAT, DEFAULT_INT, Tensor
 
 
@@ -23,6 +24,7 @@ def asarray(obj: Any, /, *, dtype: Any = None, device: str | None = None, copy: 
 
     Args:
         dtype: of the result; by default that of an array, float32 or int64 or bool for Python numbers.
+        device: where the tensor lives; by default where `obj` does, for what is no Tensor on the CPU.
         copy: True always copies, False raises where a copy is needed, None copies only if it must. NumPy arrays are
             otherwise shared: writing to the one is seen in the other.
 
@@ -30,7 +32,6 @@ def asarray(obj: Any, /, *, dtype: Any = None, device: str | None = None, copy: 
         DTypeError: a dtype that staticgrad does not have, or elements that are not numbers.
         ShapeError: nested sequences of unequal lengths.
     """
-    check_device(device)
     if isinstance(obj, list | tuple) and _holds_tensors(obj):
         from staticgrad.array.manipulation import stack
 
@@ -38,9 +39,13 @@ def asarray(obj: Any, /, *, dtype: Any = None, device: str | None = None, copy: 
         copy = None
     if isinstance(obj, Tensor):
         wanted = obj.dtype if dtype is None else check_dtype("asarray", dtype)
-        if copy is False and wanted != obj.dtype:
-            raise ValueError(f"asarray: {obj.dtype} to {wanted} needs a copy, and copy=False forbids it")
-        return obj.astype(wanted, copy=bool(copy))
+        if copy is False and (wanted != obj.dtype or (device is not None and obj.to(device) is not obj)):
+            raise ValueError(
+                f"asarray: {obj.dtype} to {wanted} on {device or obj.device} needs a copy, and copy=False forbids it"
+            )
+        converted = obj.astype(wanted, copy=bool(copy))
+        return converted if device is None else converted.to(device)
+    where = find_device(device)
     shared = isinstance(obj, np.ndarray)
     array = obj if shared else _array_of(obj)
     wanted = check_dtype("asarray", _default_dtype(obj, array) if dtype is None else dtype)
@@ -53,7 +58,11 @@ def asarray(obj: Any, /, *, dtype: Any = None, device: str | None = None, copy: 
     converted = array.astype(wanted, copy=bool(copy))
     if context.capture is not None and not shared:
         return Tensor(context.capture.constant(converted))
-    return wrapped(converted)
+    return wrapped(converted) if context.capture is not None else Tensor(where.place(_native(converted)))
+
+
+def _native(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
 def _array_of(obj: Any) -> np.ndarray[Any, Any]:
@@ -91,7 +100,7 @@ def _shape(shape: Any) -> Shape:
 
 def full(shape: Any, fill_value: Any, *, dtype: Any = None, device: str | None = None) -> Tensor:
     """A tensor of `shape` with every element `fill_value`."""
-    check_device(device)
+    where = find_device(device)
     extents = _shape(shape)
     if isinstance(fill_value, Tensor):
         value = fill_value if dtype is None else fill_value.astype(dtype, copy=False)
@@ -100,7 +109,7 @@ def full(shape: Any, fill_value: Any, *, dtype: Any = None, device: str | None =
     array = np.asarray(fill_value)
     wanted = check_dtype("full", _default_dtype(fill_value, array) if dtype is None else dtype)
     if context.capture is None:
-        return Tensor(np.full(extents, fill_value, wanted))
+        return Tensor(where.place(np.full(extents, fill_value, wanted)))
     constant = Tensor(context.capture.constant(array.astype(wanted)))
     return constant if extents == () else broadcast_to(constant, shape=extents)
 
@@ -120,21 +129,21 @@ def empty(shape: Any, *, dtype: Any = None, device: str | None = None) -> Tensor
     return zeros(shape, dtype=dtype, device=device)
 
 
-def _like(x: Any, dtype: Any) -> tuple[Shape, Any]:
+def _like(x: Any, dtype: Any, device: str | None) -> tuple[Shape, Any, str]:
     source = x if isinstance(x, Tensor) else asarray(x)
-    return source.shape, source.dtype if dtype is None else dtype
+    return source.shape, source.dtype if dtype is None else dtype, device or source.device
 
 
 def zeros_like(x: Any, /, *, dtype: Any = None, device: str | None = None) -> Tensor:
     """Zeros of x's shape and dtype."""
-    shape, kind = _like(x, dtype)
-    return zeros(shape, dtype=kind, device=device)
+    shape, kind, where = _like(x, dtype, device)
+    return zeros(shape, dtype=kind, device=where)
 
 
 def ones_like(x: Any, /, *, dtype: Any = None, device: str | None = None) -> Tensor:
     """Ones of x's shape and dtype."""
-    shape, kind = _like(x, dtype)
-    return ones(shape, dtype=kind, device=device)
+    shape, kind, where = _like(x, dtype, device)
+    return ones(shape, dtype=kind, device=where)
 
 
 def empty_like(x: Any, /, *, dtype: Any = None, device: str | None = None) -> Tensor:
@@ -144,15 +153,15 @@ def empty_like(x: Any, /, *, dtype: Any = None, device: str | None = None) -> Te
 
 def full_like(x: Any, /, fill_value: Any, *, dtype: Any = None, device: str | None = None) -> Tensor:
     """`fill_value` in x's shape and dtype."""
-    shape, kind = _like(x, dtype)
-    return full(shape, fill_value, dtype=kind, device=device)
+    shape, kind, where = _like(x, dtype, device)
+    return full(shape, fill_value, dtype=kind, device=where)
 
 
 def arange(
     start: float, /, stop: float | None = None, step: float = 1, *, dtype: Any = None, device: str | None = None
 ) -> Tensor:
     """start, start + step, … below stop; with one argument 0, 1, … below it."""
-    check_device(device)
+    where = find_device(device)
     first, last = (0, start) if stop is None else (start, stop)
     if step == 0:
         raise ShapeError("arange: step must not be 0")
@@ -161,7 +170,7 @@ def arange(
     count = max(0, math.ceil((last - first) / step))
     if context.capture is None:
         places = np.arange(count, dtype=np.int64)
-        return Tensor((first + step * (places.astype(np.float64) if floating else places)).astype(wanted))
+        return Tensor(where.place((first + step * (places.astype(np.float64) if floating else places)).astype(wanted)))
     steps = bind(leaf.iota, (), {"size": count, "dtype": np.dtype(np.float64 if floating else np.int64)})
     return (steps * step + first).astype(wanted, copy=False)
 
@@ -170,11 +179,10 @@ def linspace(
     start: float, stop: float, /, num: int, *, dtype: Any = None, device: str | None = None, endpoint: bool = True
 ) -> Tensor:
     """`num` evenly spaced values from start to stop."""
-    check_device(device)
     if num < 0:
         raise ShapeError(f"linspace: num must not be negative; got {num}")
     values = np.linspace(start, stop, num, endpoint=endpoint)
-    return asarray(values.tolist(), dtype=DEFAULT_FLOAT if dtype is None else dtype)
+    return asarray(values.tolist(), dtype=DEFAULT_FLOAT if dtype is None else dtype, device=device)
 
 
 def eye(
@@ -182,8 +190,8 @@ def eye(
 ) -> Tensor:
     """Ones on the k-th diagonal, zeros elsewhere."""
     columns = n_rows if n_cols is None else n_cols
-    row = reshape(arange(n_rows), shape=(n_rows, 1))
-    column = reshape(arange(columns), shape=(1, columns))
+    row = reshape(arange(n_rows, device=device), shape=(n_rows, 1))
+    column = reshape(arange(columns, device=device), shape=(1, columns))
     inside: Tensor = column == row + k
     return inside.astype(DEFAULT_FLOAT if dtype is None else dtype)
 
@@ -203,8 +211,8 @@ def _triangle(name: str, x: Any, k: int, *, lower: bool) -> Tensor:
     if tensor.ndim < 2:
         raise ShapeError(f"{name}: takes matrices or stacks of them; got shape {tensor.shape}")
     rows, columns = tensor.shape[-2:]
-    row = reshape(arange(rows), shape=(rows, 1))
-    column = reshape(arange(columns), shape=(1, columns))
+    row = reshape(arange(rows, device=tensor.device), shape=(rows, 1))
+    column = reshape(arange(columns, device=tensor.device), shape=(1, columns))
     inside = column <= row + k if lower else column >= row + k
     return bind(select, (inside, tensor, zeros((), dtype=tensor.dtype)), {})
 

@@ -110,7 +110,7 @@ def _diagonal(x: _Labelled) -> _Labelled:
             second = labels.index(label, first + 1)
             extent = tensor.shape[first]
             shape = tuple(extent if i in (first, second) else 1 for i in range(tensor.ndim))
-            inside = reshape(eye(extent, dtype="bool"), shape)
+            inside = reshape(eye(extent, dtype="bool", device=tensor.device), shape)
             tensor = total(where(inside, tensor, 0), axis=second, dtype=tensor.dtype)
             labels = labels[:second] + labels[second + 1 :]
     return _Labelled(tensor, labels)

@@ -231,7 +231,7 @@ def cumulative_sum(
     out = bind(scan.cumulative_sum, (tensor,), {"axis": place, "reverse": reverse})
     if not include_initial:
         return out
-    zero = broadcast_to(asarray(0, dtype=out.dtype), shape=kept_shape(out.shape, (place,)))
+    zero = broadcast_to(asarray(0, dtype=out.dtype, device=out.device), shape=kept_shape(out.shape, (place,)))
     return concat([out, zero] if reverse else [zero, out], axis=place)
 
 

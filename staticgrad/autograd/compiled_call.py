@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from staticgrad._context import context
-from staticgrad.array.creation import zeros
+from staticgrad.array.creation import zeros, zeros_like
 from staticgrad.autograd import engine
 from staticgrad.autograd.modes import enable_grad
 from staticgrad.autograd.tape import TapeNode
@@ -91,7 +91,10 @@ class CompiledCall(TapeNode):
         specs = [node.spec for node in self.specialization.captured.graph.outputs]
         live = [i for i, place in enumerate(self.specialization.captured.tracked) if place == "live"]
         given = cotangent.values
-        cotangents = [given[i] if i in given else zeros(specs[i].shape, dtype=specs[i].dtype) for i in live]
+        device = self.specialization.device.name
+        cotangents = [
+            given[i] if i in given else zeros(specs[i].shape, dtype=specs[i].dtype, device=device) for i in live
+        ]
         yield from zip(self.edges, self._cotangents(live, cotangents), strict=True)
 
     def _cotangents(self, live: list[int], cotangents: list[Tensor]) -> list[Tensor]:
@@ -121,10 +124,7 @@ def pullback(specialization: Specialization, live: Sequence[int], wanted: Sequen
             outputs = replay(graph, places)
             roots = [outputs[i] for i in live]
             found = engine.run(roots, cotangents, again, again, [places[i] for i in wanted])
-        return [
-            zeros(places[i].shape, dtype=places[i].dtype) if g is None else g
-            for i, g in zip(wanted, found, strict=True)
-        ]
+        return [zeros_like(places[i].detach()) if g is None else g for i, g in zip(wanted, found, strict=True)]
 
     return pulled_back
 

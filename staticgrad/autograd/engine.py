@@ -17,6 +17,7 @@ from staticgrad.autograd.modes import enable_grad, no_grad
 from staticgrad.autograd.tape import TapeNode
 from staticgrad.graph.errors import DerivativeError, DTypeError, ShapeError, StaticgradError
 from staticgrad.graph.ops.arithmetic import cast
+from staticgrad.kernels.device import find_device
 from staticgrad.operands import as_operand
 from staticgrad.tensor import Tensor
 
@@ -98,7 +99,11 @@ def _cotangent(root: Tensor, value: Any) -> Tensor:
             )
         return ones_like(root)
     operand = as_operand("backward", value)
-    cotangent = operand if isinstance(operand, Tensor) else Tensor(np.asarray(operand, root.dtype))
+    cotangent = (
+        operand
+        if isinstance(operand, Tensor)
+        else Tensor(find_device(root.device).place(np.asarray(operand, root.dtype)))
+    )
     if cotangent.shape != root.shape:
         raise ShapeError(f"backward: the gradient must have the tensor's shape {root.shape}; got {cotangent.shape}")
     if cotangent.dtype != root.dtype:
@@ -110,7 +115,7 @@ def ones_like(x: Tensor) -> Tensor:
     """A tensor of ones of x's type, in the mode the thread is in."""
     from staticgrad.array.creation import full
 
-    return full(x.shape, 1, dtype=x.dtype)
+    return full(x.shape, 1, dtype=x.dtype, device=x.device)
 
 
 def run(
@@ -237,10 +242,10 @@ def accumulate(tensor: Tensor, value: Tensor, create_graph: bool) -> None:
     before = tensor.grad
     if before is not None:
         value = before + value
-    elif isinstance(value._value, np.ndarray):
+    elif not value.traced:
         # A copy: cotangents may be views, shared between operands, or the user's.
         if context.plain and not value._requires_grad and value._tangents is None:
-            value = Tensor(value._value.copy())
+            value = Tensor(value._value.copy())  # type: ignore[union-attr]
         else:
             value = Tensor.__bind__(cast, (value,), {"dtype": value.dtype})
     if not create_graph and value._requires_grad:

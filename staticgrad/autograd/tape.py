@@ -95,7 +95,7 @@ class TapeNode:
             elif isinstance(rule, NotImplementedRule):
                 raise DerivativeError(f"{op.name}: this derivative is not implemented: {rule.reason}")
             elif isinstance(rule, Zero):
-                found.append((edge, _zeros(self.specs[i])))
+                found.append((edge, _zeros(self.specs[i], cotangent.device)))
         return found
 
     def _arguments(self, needs: Sequence[Need], index: int) -> dict[str, Any]:
@@ -140,10 +140,10 @@ class TapeNode:
         )
 
 
-def _zeros(spec: Spec) -> Tensor:
+def _zeros(spec: Spec, device: str) -> Tensor:
     from staticgrad.array.creation import zeros
 
-    return zeros(spec.shape, dtype=spec.dtype)
+    return zeros(spec.shape, dtype=spec.dtype, device=device)
 
 
 def attribute(name: str, attributes: Mapping[str, Any], index: int, specs: Sequence[Spec]) -> Any:

@@ -55,8 +55,21 @@ def examine() -> dict[str, Any]:
     found["cache"] = _cache()
     for name, extra in _OPTIONAL.items():
         found[name] = _version(name) or f'not installed (pip install "staticgrad[{extra}]")'
-    found["CUDA"] = "this release runs on the CPU"
+    found["CUDA"] = _cuda()
     return found
+
+
+def _cuda() -> str:
+    """The GPU, or why there is none."""
+    from staticgrad import cuda
+
+    why = cuda.why_unavailable()
+    if why:
+        return why.removeprefix("cuda: ")
+    found = cuda.get_device_properties()
+    major, minor = found.capability
+    size = f"{found.total_memory / 2**30:.0f} GiB"
+    return f"{found.name}, compute capability {major}.{minor}, {found.multi_processor_count} processors, {size}"
 
 
 def _threads() -> str:

@@ -131,7 +131,7 @@ def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool 
         return input
     if p == 1:
         return input * 0.0
-    keep = sg.random.bernoulli(1.0 - p, input.shape)
+    keep = sg.random.bernoulli(1.0 - p, input.shape).to(input.device)
     return input * sg.where(keep, sg.full((), 1.0 / (1.0 - p), dtype=input.dtype), 0.0)
 
 

@@ -117,7 +117,7 @@ class Embedding(Module):
         """Draw the table anew."""
         init.normal_(self.weight)
         if self.padding_idx is not None:
-            rows = sg.arange(self.num_embeddings)
+            rows = sg.arange(self.num_embeddings, device=self.weight.device)
             with sg.no_grad():
                 self.weight.copy_(sg.where(sg.expand_dims(rows == self.padding_idx, axis=-1), 0.0, self.weight))
 

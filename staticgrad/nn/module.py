@@ -13,9 +13,10 @@ from staticgrad._context import context
 from staticgrad.autograd.hooks import RemovableHandle
 from staticgrad.capture_state import watch
 from staticgrad.graph.errors import DTypeError
+from staticgrad.kernels.device import find_device
 from staticgrad.nn.parameter import Parameter, convert_in_place
 from staticgrad.nn.state import IncompatibleKeys, collect_state, load_state
-from staticgrad.operands import check_device, check_dtype
+from staticgrad.operands import check_dtype
 from staticgrad.tensor import Tensor
 
 
@@ -319,15 +320,15 @@ class Module:
     # ---------------------------------------------------------------- conversion
 
     def to(self, *targets: Any, dtype: Any = None, device: str | None = None) -> Self:
-        """Convert every floating parameter and buffer to a dtype, in place, with their gradients.
+        """Move parameters and buffers to a device and convert the floating ones to a dtype, in place, with gradients.
 
         The parameters stay the same objects; make the optimizer after the conversion, since its state keeps the
-        old dtype.
+        old dtype and device.
 
         Args:
             targets: a dtype, a device, or both, in any order.
             dtype: floating.
-            device: "cpu".
+            device: "cpu", "cuda" or "cuda:1".
 
         Raises:
             DTypeError: the dtype is not floating.
@@ -338,15 +339,14 @@ class Module:
                 device = target
             else:
                 dtype = target
-        check_device(device)
-        if dtype is None:
-            return self
-        wanted = check_dtype("Module.to", dtype)
-        if wanted.kind != "f":
+        where = None if device is None else find_device(device).name
+        wanted = None if dtype is None else check_dtype("Module.to", dtype)
+        if wanted is not None and wanted.kind != "f":
             raise DTypeError(f"Module.to: dtype must be floating; got {wanted}")
         for tensor in [*self.parameters(), *self.buffers()]:
-            if tensor.dtype.kind == "f" and tensor.dtype != wanted:
-                convert_in_place(tensor, wanted)
+            target = tensor.dtype if wanted is None or tensor.dtype.kind != "f" else wanted
+            if target != tensor.dtype or where not in (None, tensor.device):
+                convert_in_place(tensor, target, where)
         return self
 
     def float(self) -> Self:
@@ -420,4 +420,4 @@ def clear_grads(parameters: Any, set_to_none: bool) -> None:
         if set_to_none or parameter.grad is None:
             parameter.grad = None
         else:
-            parameter.grad = sg.zeros(parameter.shape, dtype=parameter.grad.dtype)
+            parameter.grad = sg.zeros_like(parameter.grad)

@@ -22,21 +22,21 @@ class Parameter(Tensor):
 
     def __init__(self, data: Any, requires_grad: bool = True) -> None:
         source = data if isinstance(data, Tensor) else sg.asarray(data)
-        super().__init__(source.detach().numpy())
+        super().__init__(source.detach().stored("Parameter"))
         self.requires_grad_(requires_grad)
 
     def __repr__(self) -> str:
         return f"Parameter containing:\n{super().__repr__()}"
 
     def __reduce__(self) -> Any:
-        return Parameter, (self.detach().numpy(), self.requires_grad)
+        return Parameter, (self.detach().to("cpu").numpy(), self.requires_grad)
 
 
-def convert_in_place(tensor: Tensor, dtype: np.dtype[Any]) -> None:
-    """Give `tensor` and its gradient another dtype; it stays the same object."""
+def convert_in_place(tensor: Tensor, dtype: np.dtype[Any], device: str | None = None) -> None:
+    """Give `tensor` and its gradient another dtype or device; it stays the same object."""
     grad = tensor.grad
     tensor.grad = None
-    tensor._value = tensor.detach().numpy().astype(dtype)
+    tensor._value = tensor.detach().to(dtype=dtype, device=device).stored("Module.to")
     tensor._version = [0]
     if grad is not None:
-        tensor.grad = sg.astype(grad.detach(), dtype)
+        tensor.grad = grad.detach().to(dtype=dtype, device=device)

@@ -42,7 +42,7 @@ def load_state(module: Module, state: Mapping[str, Any], strict: bool) -> Incomp
         raise RuntimeError(f"Error(s) in loading state_dict for {type(module).__name__}:{listed}")
     with sg.no_grad():
         for name, value in values.items():
-            own[name].copy_(sg.astype(value, own[name].dtype, copy=False))
+            own[name].copy_(value)
     return IncompatibleKeys(missing, unexpected)
 
 

@@ -22,6 +22,7 @@ from staticgrad._context import context
 from staticgrad.capture import suspended
 from staticgrad.capture_state import scope, watch
 from staticgrad.graph.errors import DTypeError
+from staticgrad.kernels.device import find_device
 from staticgrad.nn.module import clear_grads
 from staticgrad.optim.packing import update_packed
 from staticgrad.optim.saving import load_state, pack_state
@@ -139,7 +140,7 @@ class Optimizer:
                     entries["step"] = cohort.step
                 for name in self.state_names(group):
                     if name not in entries:
-                        entries[name] = concrete_full(parameter.shape, self.initial(group, name), parameter.dtype)
+                        entries[name] = concrete_full(parameter, self.initial(group, name))
 
     # ---------------------------------------------------------------- what a subclass defines
 
@@ -207,7 +208,7 @@ class Optimizer:
 
     def new_cohort(self, index: int, count: float = 0.0) -> Cohort:
         """Add an empty cohort, stepped `count` times, to the group at `index`."""
-        cohort = Cohort(concrete_full((), count, np.float64), [])
+        cohort = Cohort(Tensor(np.full((), count, np.float64)), [])
         self.cohorts[index].append(cohort)
         return cohort
 
@@ -280,6 +281,6 @@ def scalar_of(value: Any, dtype: np.dtype[Any]) -> Any:
 # ---------------------------------------------------------------- state
 
 
-def concrete_full(shape: tuple[int, ...], value: float, dtype: Any) -> Tensor:
-    """A Tensor filled with `value` that is state, also while a step is being captured."""
-    return Tensor(np.full(shape, value, dtype))
+def concrete_full(like: Tensor, value: float) -> Tensor:
+    """A Tensor like a parameter, filled with `value`, that is state, also while a step is being captured."""
+    return Tensor(find_device(like.device).place(np.full(like.shape, value, like.dtype)))

@@ -95,7 +95,7 @@ def _plan(
     present = {key: value for key, value in entries.items() if value is not None}
     if not present:
         initial = {key: optimizer.initial(dict(group), key) for key in names}
-        return None, {key: sg.full(parameter.shape, value, dtype=parameter.dtype) for key, value in initial.items()}
+        return None, {key: sg.full_like(parameter.detach(), value) for key, value in initial.items()}
     missing = [key for key in names if key not in present]
     if missing:
         raise ValueError(f"{name}: the state of a parameter must have {list(names)}; {missing} are missing")

@@ -74,7 +74,7 @@ def test_methods_belong_to_their_instances() -> None:
         ({"recompile_limit": 0}, "compile: recompile_limit must be at least 1; got 0"),
         ({"static_argnames": "n"}, r"compile: static_argnames names 'n', but the function takes \(x\)"),
         ({"memory_budget": 100}, "compile: memory_budget is not part of this release"),
-        ({"device": "cuda"}, "device: this release runs on 'cpu'; got 'cuda'"),
+        ({"device": "tpu"}, "device: there are 'cpu', 'cuda' and 'cuda:0', 'cuda:1', …; got 'tpu'"),
     ],
 )
 def test_options_are_checked(options: dict[str, Any], message: str) -> None:

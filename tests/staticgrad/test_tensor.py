@@ -238,8 +238,8 @@ def test_astype_and_to() -> None:
     assert x.to("cpu", "int32").dtype == np.int32
     assert x.to(dtype=sg.int8, device="cpu").dtype == np.int8
     assert x.to("cpu") is x
-    with pytest.raises(DeviceError, match="runs on 'cpu'; got 'cuda:0'"):
-        x.to("cuda:0")
+    with pytest.raises(DeviceError, match="cuda:9 was asked for"):
+        x.to("cuda:9")
 
 
 @pytest.mark.parametrize("dtype", ["float16", "complex64", "U3", "datetime64[s]", "O", "longdouble"])

@@ -1,0 +1,79 @@
+"""From a graph to what a program for a GPU is made of: fuse, schedule, plan, lower, compile the kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from staticgrad.graph.fusion import fuse
+from staticgrad.graph.lifetimes import last_check
+from staticgrad.graph.node import Graph
+from staticgrad.graph.plan import Plan, make_plan
+from staticgrad.graph.schedule import order
+from staticgrad.graph.serialize import canonical_order
+from staticgrad.graph.timeline import stage
+from staticgrad.kernels.cpu.steps import Arena
+from staticgrad.kernels.cuda.hardware import Hardware
+from staticgrad.kernels.cuda.lower import for_device, lower
+from staticgrad.kernels.kernel import Kernel
+
+
+def planned(graph: Graph, *, reuse: bool) -> Plan:
+    """The plan of a graph on a GPU: that of the CPU, but for what threads cannot do in place."""
+    with stage("fuse"):
+        groups = for_device(fuse(graph))
+    with stage("schedule"):
+        groups = order(graph, groups)
+    with stage("plan"):
+        return make_plan(graph, groups, reuse=reuse)
+
+
+def compiled(graph: Graph, hardware: Hardware, *, reuse: bool, poison: bool) -> tuple[dict[str, Any], bytes, Plan]:
+    """What a program knows of itself, its machine code, and its plan; arguments as `program.compile_graph`."""
+    plan = planned(graph, reuse=reuse)
+    with stage("lower"):
+        lowered = lower(graph, plan, hardware.target, poison=poison)
+    with stage("kernels"):
+        code = hardware.compile(list(lowered.kernels.values()))
+    numbers = {node: number for number, node in enumerate(canonical_order(graph))}
+    facts = {
+        "arena": plan.peak_bytes,
+        "own": lowered.own_bytes,
+        "reuse": reuse,
+        "constants": [numbers[node] for node in plan.constants],
+        "early": _early_outputs(graph, plan),
+        "errors": [numbers[node] for node in lowered.errors],
+        "kernels": {
+            symbol: (kernel.source, [dtype.name for dtype in kernel.dtypes])
+            for symbol, kernel in lowered.kernels.items()
+        },
+        "steps": [
+            (
+                step.symbol,
+                [
+                    (None, address.offset) if isinstance(address, Arena) else (address.index, address.offset)
+                    for address in step.addresses
+                ],
+                step.grid,
+                step.block,
+            )
+            for step in lowered.steps
+        ],
+        "calls": lowered.names,
+    }
+    return facts, code, plan
+
+
+def kernels_of(facts: Mapping[str, Any]) -> dict[str, Kernel]:
+    """The kernels of a program by symbol."""
+    return {
+        symbol: Kernel(source, tuple(map(np.dtype, dtypes))) for symbol, (source, dtypes) in facts["kernels"].items()
+    }
+
+
+def _early_outputs(graph: Graph, plan: Plan) -> list[int]:
+    """The outputs that are written while a check of indices may still end the run."""
+    written = {node for group in plan.groups[: last_check(plan.groups) + 1] for node in group.writes}
+    return [index for index, node in enumerate(graph.outputs) if node in written]

@@ -1,0 +1,156 @@
+"""What the rest of the CUDA side asks of a GPU: memory, transfers, kernels, and sequences of launches.
+
+`gpu.py` has it from NVIDIA's driver, `simulator.py` plays it with Python threads.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from staticgrad.graph.errors import OutOfMemoryError
+from staticgrad.kernels.cuda.target import Target
+from staticgrad.kernels.kernel import Kernel
+
+if TYPE_CHECKING:
+    from staticgrad.kernels.cuda.array import Buffer
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass
+class BoundLaunch:
+    """A launch with addresses of this process; `Sequence.run` reads them anew once `changed` says so."""
+
+    function: Any
+    addresses: list[int]
+    grid: int
+    block: int
+
+
+@dataclass
+class LaunchSequence(ABC):
+    """Launches that run in order with one call.
+
+    Attributes:
+        launches: in order; their addresses may be changed between two runs, by `set_address`.
+        changed: the numbers of launches whose addresses have changed since the last run.
+    """
+
+    launches: list[BoundLaunch]
+    changed: set[int] = field(default_factory=set)
+
+    def set_address(self, number: int, position: int, address: int) -> None:
+        """Change what one launch works on."""
+        addresses = self.launches[number].addresses
+        if addresses[position] != address:
+            addresses[position] = address
+            self.changed.add(number)
+
+    @abstractmethod
+    def run(self) -> None:
+        """Start all launches, in order; does not wait for them."""
+
+
+class Hardware(ABC):
+    """One GPU.
+
+    Attributes:
+        name: "cuda:0", ….
+        title: as its maker has it.
+        target: what kernels are generated for.
+        capability: its generation, such as (9, 0).
+        identity: the part of a cache's key that names what its machine code depends on; empty where there is none.
+    """
+
+    name: str
+    title: str
+    target: Target
+    capability: tuple[int, int]
+    identity: str
+
+    @abstractmethod
+    def allocate(self, nbytes: int) -> int:
+        """The address of new memory, aligned to 256 bytes.
+
+        Raises:
+            OutOfMemoryError: there is not as much free.
+        """
+
+    @abstractmethod
+    def free(self, address: int, stream: Any = None) -> None:
+        """Give an allocation back when the work queued on the stream that used it last is done; never raises."""
+
+    @abstractmethod
+    def use(self, buffers: Iterable[Buffer]) -> None:
+        """Have the work that is queued next on the current stream wait for other streams' work on these buffers."""
+
+    @abstractmethod
+    def memory_used(self) -> tuple[int, int]:
+        """Bytes that are allocated, and the most that were at any one time."""
+
+    @abstractmethod
+    def forget_peak(self) -> None:
+        """Begin anew with the second number of `memory_used`."""
+
+    @abstractmethod
+    def memory_info(self) -> tuple[int, int]:
+        """Bytes that are free, and all there are."""
+
+    @abstractmethod
+    def write(self, address: int, values: Array) -> None:
+        """Copy a C-contiguous array to the device; it may be changed as soon as this returns."""
+
+    @abstractmethod
+    def read(self, values: Array, address: int) -> None:
+        """Copy from the device into a C-contiguous array, after all work queued so far."""
+
+    @abstractmethod
+    def copy(self, target: int, source: int, nbytes: int) -> None:
+        """Copy inside the device's memory, in the order of the work queued."""
+
+    @abstractmethod
+    def compile(self, kernels: Sequence[Kernel]) -> bytes:
+        """Machine code of kernels, for `load`."""
+
+    @abstractmethod
+    def load(self, code: bytes, kernels: Mapping[str, Kernel]) -> dict[str, Any]:
+        """The functions of compiled kernels by symbol, for `BoundLaunch`."""
+
+    @abstractmethod
+    def sequence(self, launches: Sequence[BoundLaunch]) -> LaunchSequence:
+        """Ready launches to be run together."""
+
+    @abstractmethod
+    def new_stream(self) -> Any:
+        """A queue of work of its own; `on` puts what a block does into it."""
+
+    @abstractmethod
+    def on(self, stream: Any) -> AbstractContextManager[Any]:
+        """Queue the work of this Python thread on a stream."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give everything on the device back; used after a failure, to begin anew."""
+
+    @abstractmethod
+    def synchronize(self) -> None:
+        """Wait until all work is done.
+
+        Raises:
+            DeviceError: a launch has failed.
+        """
+
+
+def out_of_memory(hardware: Hardware, nbytes: int) -> OutOfMemoryError:
+    """The error for memory that is not there."""
+    free, total = hardware.memory_info()
+    return OutOfMemoryError(
+        f"cuda: {nbytes:,} bytes are needed and {free:,} of {total:,} are free on {hardware.name}; make the batch "
+        "smaller, or free tensors that are no longer used"
+    )

@@ -1,0 +1,271 @@
+"""A graph compiled for a GPU: one sequence of launches, with the memory they need."""
+
+from __future__ import annotations
+
+import json
+import struct
+import threading
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from staticgrad.graph.errors import FileFormatError, IndexRangeError, OutOfMemoryError
+from staticgrad.graph.node import ALIGNMENT, Graph, Node
+from staticgrad.graph.ops.indexing import range_error
+from staticgrad.graph.serialize import canonical_order, from_json, graph_key, to_json
+from staticgrad.graph.timeline import stage
+from staticgrad.kernels.cache import DiskCache, content_key
+from staticgrad.kernels.cpu.table import ERROR_WORDS, STATUS_BYTES, Table
+from staticgrad.kernels.cuda.array import Array, Buffer, DeviceArray
+from staticgrad.kernels.cuda.hardware import BoundLaunch, Hardware
+
+if TYPE_CHECKING:
+    from staticgrad.graph.plan import Plan
+
+_MAGIC = b"SGCUDAPR"
+_LENGTH = struct.Struct("<Q")
+APART = 256  # bytes: arrays begin at multiples of it
+
+
+def compile_graph(
+    graph: Graph, hardware: Hardware, *, reuse: bool = True, poison: bool = False, cache: DiskCache | None = None
+) -> Program:
+    """Compile a graph for a GPU, or load the program from `cache` if it has been compiled before.
+
+    Args:
+        reuse: False gives every value bytes of its own, and copies state at the end.
+        poison: fill memory with NaN before each run, and each slot when its value is dead.
+        cache: where programs are kept on disk; None keeps nothing.
+    """
+    key = ""
+    if cache is not None and hardware.identity:
+        with stage("look up"):
+            key = content_key("cuda", graph_key(graph), hardware.identity, f"{reuse} {poison}")
+            found = cache.get("program", key)
+        if found is not None:
+            with stage("load"):
+                program = Program.from_bytes(found, hardware, graph)
+            program.from_cache = True
+            return program
+    from staticgrad.kernels.cuda.compiler import compiled
+
+    facts, code, plan = compiled(graph, hardware, reuse=reuse, poison=poison)
+    with stage("load"):
+        program = Program(graph, facts, code, hardware)
+    program.__dict__["plan"] = plan
+    if cache is not None and key:
+        with stage("store"):
+            cache.put("program", key, program._packed(with_graph=False))
+    return program
+
+
+class Program:
+    """A compiled graph on a GPU.
+
+    One run at a time uses its memory: runs of several Python threads take turns, and follow each other on the device.
+
+    Attributes:
+        graph: what it computes.
+        arena_bytes: working memory of a run, on the device.
+        sources: the generated kernels as Python source, by name.
+        from_cache: whether it was loaded from disk rather than compiled.
+        early_outputs: the outputs that a run may have written although it failed.
+        calls: the kernels that compute each group of the plan, in order.
+    """
+
+    def __init__(self, graph: Graph, facts: Mapping[str, Any], code: bytes, hardware: Hardware) -> None:
+        self.graph = graph
+        self.hardware = hardware
+        self.from_cache = False
+        self._facts = facts
+        self._code = code
+        self.arena_bytes: int = facts["arena"]
+        self.sources: Mapping[str, str] = {symbol: source for symbol, (source, _) in facts["kernels"].items()}
+        self.calls: tuple[str, ...] = tuple(facts["calls"])
+        self.early_outputs: frozenset[int] = frozenset(facts["early"])
+        self._table = Table(len(graph.inputs), len(graph.outputs), len(facts["constants"]))
+        self._may_fail = bool(facts["errors"])
+        self._lock = threading.Lock()
+        self._entries: list[int] = [0] * self._table.size
+        self._staging: dict[int, Buffer] = {}
+
+    @cached_property
+    def plan(self) -> Plan:
+        """The plan of the memory; made again where the program came from disk."""
+        from staticgrad.kernels.cuda.compiler import planned
+
+        return planned(self.graph, reuse=self._facts["reuse"])
+
+    @cached_property
+    def _nodes(self) -> list[Node]:
+        return canonical_order(self.graph)
+
+    # ------------------------------------------------------------ runs
+
+    def run(self, inputs: Sequence[Array | DeviceArray], outputs: Sequence[DeviceArray]) -> None:
+        """Run once: read `inputs`, update those that are state in place, and write `outputs`; does not wait.
+
+        Args: arrays with the shapes and dtypes of `graph.inputs` and `graph.outputs`, state and outputs on the device.
+            Inputs may be on the host; they are copied, and may be changed as soon as this returns.
+        Raises:
+            IndexRangeError: an index lay outside the axis it selects from. State is as it was, outputs are not. A
+                program that can fail so waits for the device.
+            OutOfMemoryError: the first run did not find the memory that the plan needs.
+        """
+        with self._lock:
+            sequence = self._sequence
+            arrays = [value.buffer for value in (*inputs, *outputs) if isinstance(value, DeviceArray)]
+            self.hardware.use([self._memory, *arrays])
+            entry = 1
+            for value in inputs:
+                if isinstance(value, DeviceArray):
+                    self._bind(entry, value.address)
+                else:
+                    staged = self._staged(entry, value.nbytes)
+                    self.hardware.write(staged, value)
+                    self._bind(entry, staged)
+                entry += 1
+            for value in outputs:
+                self._bind(entry, value.address)
+                entry += 1
+            sequence.run()
+            if self._may_fail:
+                self._check()
+
+    def run_and_read(self, inputs: Sequence[Array | DeviceArray], outputs: Sequence[DeviceArray]) -> dict[Node, Array]:
+        """`run`, and a copy of every value that was stored in the arena; of a program compiled without reuse."""
+        self.run(inputs, outputs)
+        found = {}
+        for node, place in self.plan.places.items():
+            if place.space == "arena":
+                found[node] = np.empty(node.shape, node.dtype)
+                self.hardware.read(found[node], self._arena + place.offset)
+        return found
+
+    def _bind(self, entry: int, address: int) -> None:
+        """Have every launch that works on an entry of the table find it at this address."""
+        if self._entries[entry] != address:
+            self._entries[entry] = address
+            for number, position, offset in self._users[entry]:
+                self._sequence.set_address(number, position, address + offset)
+
+    def _check(self) -> None:
+        report = np.zeros(ERROR_WORDS, np.int64)
+        self.hardware.read(report, self._entries[0])
+        if report[0]:
+            self.hardware.write(self._entries[0], np.zeros(STATUS_BYTES // 8, np.int64))
+            code, index, extent = map(int, report)
+            node = self._nodes[self._facts["errors"][code - 1]]
+            what = node.attributes.get("what", "")
+            raise IndexRangeError(f"{range_error(node.op.name, what, index, extent)}. Captured at {node.location}")
+
+    # ------------------------------------------------------------ memory
+
+    @cached_property
+    def _memory(self) -> Buffer:
+        """The arena, and behind it what groups work with, the status, the error codes and the constants."""
+        sizes = [self.arena_bytes, self._facts["own"], STATUS_BYTES, 8 * len(self._facts["errors"])]
+        sizes += [self._nodes[number].nbytes for number in self._facts["constants"]]
+        nbytes = sum(map(_apart, sizes))
+        try:
+            return Buffer(self.hardware, nbytes)
+        except OutOfMemoryError as error:
+            raise OutOfMemoryError(
+                f"{error}. The plan needs {self.arena_bytes:,} bytes while it runs ({self.plan.naive_bytes:,} without "
+                "reuse of slots); a memory budget, once there is one, would compute values again instead"
+            ) from None
+
+    @cached_property
+    def _arena(self) -> int:
+        return self._memory.address
+
+    def _staged(self, entry: int, nbytes: int) -> int:
+        """Where an input from the host is copied to, the same place at each run."""
+        if entry not in self._staging:
+            self._staging[entry] = Buffer(self.hardware, max(1, nbytes))
+        return self._staging[entry].address
+
+    @cached_property
+    def _users(self) -> dict[int, list[tuple[int, int, int]]]:
+        """For each entry of the table the launches that use it: number, position of the address, offset."""
+        found: dict[int, list[tuple[int, int, int]]] = {entry: [] for entry in range(self._table.size)}
+        for number, (_, addresses, _, _) in enumerate(self._facts["steps"]):
+            for position, (entry, offset) in enumerate(addresses):
+                if entry is not None:
+                    found[entry].append((number, position, offset))
+        return found
+
+    @cached_property
+    def _sequence(self) -> Any:
+        """The launches, bound to the memory of this process."""
+        with stage("bind"):
+            from staticgrad.kernels.cuda.compiler import kernels_of
+
+            functions = self.hardware.load(self._code, kernels_of(self._facts))
+            launches = [
+                BoundLaunch(functions[symbol], [0 if entry is not None else self._arena + offset
+                                                for entry, offset in addresses], grid, block)
+                for symbol, addresses, grid, block in self._facts["steps"]
+            ]  # fmt: skip
+            sequence = self.hardware.sequence(launches)
+            self.__dict__["_sequence"] = sequence
+            self._place_constants()
+            return sequence
+
+    def _place_constants(self) -> None:
+        """Write what never changes behind the arena, and bind it."""
+        place = self._arena + _apart(self.arena_bytes) + _apart(self._facts["own"])
+        self.hardware.write(place, np.zeros(STATUS_BYTES // 8, np.int64))
+        self._bind(0, place)
+        place += _apart(STATUS_BYTES)
+        codes = np.arange(1, len(self._facts["errors"]) + 1, dtype=np.int64)
+        self.hardware.write(place, codes)
+        self._bind(self._table.error_codes, place)
+        place += _apart(codes.nbytes)
+        for index, number in enumerate(self._facts["constants"]):
+            values = np.ascontiguousarray(self._nodes[number].attributes["value"].array())
+            self.hardware.write(place, values)
+            self._bind(1 + self._table.inputs + self._table.outputs + index, place)
+            place += _apart(values.nbytes)
+
+    # ------------------------------------------------------------ as bytes
+
+    def to_bytes(self) -> bytes:
+        """The program with its graph, for `from_bytes` in any process with a GPU like this one."""
+        return self._packed(with_graph=True)
+
+    def _packed(self, with_graph: bool) -> bytes:
+        facts = {**self._facts, "graph": to_json(self.graph) if with_graph else None}
+        text = json.dumps({**facts, "identity": self.hardware.identity}).encode()
+        return b"".join((_MAGIC, _LENGTH.pack(len(text)), text, self._code))
+
+    @classmethod
+    def from_bytes(cls, data: bytes, hardware: Hardware, graph: Graph | None = None) -> Program:
+        """The program that `to_bytes` made; no compiler runs.
+
+        Raises:
+            FileFormatError: the bytes are no program for a GPU.
+            ValueError: it was compiled for another GPU or by another version.
+        """
+        start = len(_MAGIC) + _LENGTH.size
+        if len(data) < start or not data.startswith(_MAGIC):
+            raise FileFormatError(f"program: expected one compiled for a GPU; got {len(data)} bytes of something else")
+        end = start + _LENGTH.unpack_from(data, len(_MAGIC))[0]
+        try:
+            facts = json.loads(data[start:end])
+            stored = facts.pop("graph")
+            identity = facts.pop("identity")
+        except (ValueError, KeyError, AttributeError) as error:
+            raise FileFormatError("program: the description of the program is damaged; compile it again") from error
+        if identity != hardware.identity:
+            raise ValueError(f"program: compiled for {identity}; this is {hardware.identity}")
+        return cls(graph if graph is not None else from_json(stored), facts, data[end:], hardware)
+
+
+def _apart(nbytes: int) -> int:
+    return -(-nbytes // APART) * APART
+
+
+assert APART % ALIGNMENT == 0

@@ -1,0 +1,134 @@
+"""Where arrays live and ops run: what the library asks of a device, and the devices by name.
+
+The rest of the library holds arrays without knowing whose they are: `device_of(array)` answers with the device, and
+its methods do what NumPy does for arrays of the CPU.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from staticgrad.graph.errors import DeviceError
+from staticgrad.graph.node import DType, Graph, Shape
+from staticgrad.graph.op import Op
+from staticgrad.kernels.cache import DiskCache
+
+Array = Any  # a NumPy array, or what another device has in its place
+HostArray = np.ndarray[Any, Any]
+
+
+class Device(ABC):
+    """One device.
+
+    Attributes:
+        name: "cpu", "cuda:0", ….
+        binds_calls: whether calls of its programs can be written out as Python that fills a table of addresses.
+    """
+
+    name: str
+    binds_calls: bool = False
+
+    def holds(self, array: Array) -> bool:
+        """Whether an array lives here."""
+        return bool(array.device == self.name)
+
+    @abstractmethod
+    def place(self, array: Array) -> Array:
+        """An array of the same elements that lives here; itself where it does already."""
+
+    @abstractmethod
+    def host(self, array: Array) -> HostArray:
+        """The elements of an array that lives here, for NumPy; where it is the CPU's, the array itself."""
+
+    @abstractmethod
+    def empty(self, shape: Shape, dtype: DType) -> Array:
+        """A new array whose elements are not defined."""
+
+    @abstractmethod
+    def assign(self, target: Array, source: Array) -> None:
+        """Overwrite an array that lives here by one that lives anywhere, broadcast and cast.
+
+        Raises:
+            ValueError: the target must not be written: it is a view of other elements, or read-only.
+        """
+
+    @abstractmethod
+    def run(self, op: Op, values: Sequence[Array], attributes: Mapping[str, Any], dtype: DType) -> Array:
+        """What an op gives for these operands; numbers may be arrays of the CPU without axes."""
+
+    @abstractmethod
+    def contiguous(self, array: Array) -> Array:
+        """The array as a program takes it: with its elements in order; itself where they are."""
+
+    @abstractmethod
+    def overlaps(self, array: Array, others: Sequence[Array]) -> bool:
+        """Whether an array shares memory with one of several that live here."""
+
+    @abstractmethod
+    def compile(self, graph: Graph, *, reuse: bool = True, poison: bool = False, cache: DiskCache | None = None) -> Any:
+        """A program that computes a graph here; see `kernels.cpu.program.compile_graph`."""
+
+    @abstractmethod
+    def load(self, data: bytes) -> Any:
+        """A program from its bytes."""
+
+
+_devices: dict[str, Device] = {}
+
+
+def find_device(name: str | None) -> Device:
+    """The device of a name: "cpu", "cuda" (its first GPU) or "cuda:1"; None is the CPU.
+
+    Raises:
+        DeviceError: there is no such device here; says why.
+    """
+    name = "cpu" if name is None else str(name)
+    found = _devices.get(name)
+    if found is not None:
+        return found
+    kind, _, number = name.partition(":")
+    if kind == "cpu" and number in ("", "0"):
+        from staticgrad.kernels.cpu.device import CPU
+
+        return _devices.setdefault(name, _devices.setdefault("cpu", CPU()))
+    if kind == "cuda" and (not number or number.isdigit()):
+        from staticgrad.kernels.cuda.device import CUDA
+
+        made = _devices.setdefault(f"cuda:{number or 0}", CUDA(int(number or 0)))
+        return _devices.setdefault(name, made)
+    raise DeviceError(f"device: there are 'cpu', 'cuda' and 'cuda:0', 'cuda:1', …; got {name!r}")
+
+
+def device_of(array: Array) -> Device:
+    """The device that an array lives on."""
+    return find_device(array.device)
+
+
+def common_device(name: str, values: Sequence[Array]) -> Device:
+    """The one device of an op's operands; numbers, which are the CPU's arrays without axes, go with any.
+
+    Raises:
+        DeviceError: the operands live on different devices.
+    """
+    names = dict.fromkeys(value.device for value in values)
+    if len(names) > 1:
+        names = dict.fromkeys(value.device for value in values if value.shape or value.device != "cpu")
+    if len(names) > 1:
+        listed = ", ".join(f"{value.dtype}{list(value.shape)} on {value.device}" for value in values)
+        raise DeviceError(
+            f"{name}: operands must live on one device; got {listed}; move one with .to({next(iter(names))!r})"
+        )
+    return find_device(next(iter(names), "cpu"))
+
+
+def forget(name: str) -> None:
+    """Open a device anew when it is asked for next."""
+    for known in [known for known, device in _devices.items() if device.name == name]:
+        del _devices[known]
+
+
+__all__ = ["Array", "Device", "HostArray", "common_device", "device_of", "find_device", "forget"]
