@@ -158,7 +158,8 @@ class _Side:
         """Lines that read a thread's elements of the terms from `k` on; zeros behind the last one."""
         guarded = self.terms % self.depth != 0
         last = self.terms - (self.width if self.along_k else 1)
-        lines, places = [], {}
+        lines: list[str] = []
+        places: dict[int, str] = {}
         for away in dict.fromkeys(k for _, k in self._passes()):
             place = f"at_{self.name}{len(places)}"
             lines.append(f"{place} = {added('k', f'k_{self.name}', away)}")

@@ -11,6 +11,7 @@ from staticgrad.graph.members import Access, Member
 from staticgrad.graph.node import DType, Node
 from staticgrad.graph.structure import Structure
 from staticgrad.kernels.cuda.kernel_text import KernelText
+from staticgrad.kernels.cuda.points import NARROW
 from staticgrad.kernels.cuda.target import Target
 from staticgrad.kernels.cuda.tiles import lanes_of_product
 from staticgrad.kernels.expressions import BOOL, literal
@@ -229,14 +230,18 @@ def times(counter: str, stride: int) -> str:
     return term(counter, stride) if stride and counter != "0" else "0"
 
 
-def quotient(number: str, divisor: int) -> str:
-    """The quotient of a number below 2^31 as a text."""
-    return f"quotient({number}, {divisor})" if divisor > 1 else number
+def quotient(number: str, divisor: int, below: int = 0) -> str:
+    """The quotient of a number that stays below `below` as a text."""
+    if divisor == 1:
+        return number
+    return f"quotient({number}, {divisor})" if below <= NARROW else f"({number} // {divisor})"
 
 
-def rest(number: str, divisor: int) -> str:
-    """The rest of a number below 2^31 as a text."""
-    return f"rest({number}, {divisor})" if divisor > 1 else "0"
+def rest(number: str, divisor: int, below: int = 0) -> str:
+    """The rest of a number that stays below `below` as a text."""
+    if divisor == 1:
+        return "0"
+    return f"rest({number}, {divisor})" if below <= NARROW else f"({number} % {divisor})"
 
 
 def indented(lines: Sequence[str]) -> list[str]:

@@ -39,8 +39,8 @@ def product_by_teams(
         f"item = block * {teams} + {quotient('thread', team)}",
         f"inside = item < {items}",
         f"item = min(item, {items - 1})",
-        *_part(product, division, "item", items // division.parts),
-        f"result = {rest('item', items // division.parts)}",
+        *_part(product, division, "item", items // division.parts, items),
+        f"result = {rest('item', items // division.parts, items)}",
         *axes.lines,
         f"from_a = {added(times(batch, product.a.stride), times(row, a_row))}",
         f"from_b = {added(times(batch, product.b.stride), times(column, b_column))}",
@@ -89,7 +89,7 @@ def product_by_columns(
         f"inside = first < {extent}",
         f"first = min(first, {extent - width})",
         f"batch = {rest(quotient('block', tiles), product.batch)}",
-        *_part(product, division, "block", tiles * product.batch),
+        *_part(product, division, "block", tiles * product.batch, tiles * product.batch * division.parts),
         f"from_matrix = {added(times('batch', matrix.stride), 'first')}",
         f"from_vector = {times('batch', vector.stride)}",
         *(f"{name} = {text.zero()}" for name in sums),
@@ -110,13 +110,13 @@ def product_by_columns(
     return Launch(kernel, tuple(text.operands), tiles * product.batch * division.parts, target.block)
 
 
-def _part(product: MatrixProduct, division: Division, number: str, count: int) -> list[str]:
-    """Lines that tell which terms of the sums are added up; `count` numbers follow each other in each part."""
+def _part(product: MatrixProduct, division: Division, number: str, count: int, below: int) -> list[str]:
+    """Lines that tell which terms of the sums are added up: `count` numbers, of those below `below`, to each part."""
     if division.parts == 1:
         return [f"begin, end = int64(0), int64({product.k})"]
     length = part_length(product, TERMS, division.parts)
     return [
-        f"part = {quotient(number, count)}",
+        f"part = {quotient(number, count, below)}",
         f"begin = part * {length}",
         f"end = min(begin + {length}, {product.k})",
     ]

@@ -244,7 +244,7 @@ def test_vectors_and_small_products(shape: tuple[int, int, int], a: bool, b: boo
 
 
 @pytest.mark.parametrize(("a", "b"), [(False, False), (True, True)])
-@pytest.mark.parametrize("parts", [1, 2, 3])
+@pytest.mark.parametrize("parts", [1, 3])
 @pytest.mark.parametrize("by_columns", [False, True])
 def test_a_stack_of_vectors(by_columns: bool, parts: int, a: bool, b: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     def chosen(product: MatrixProduct, target: Target) -> Division:
@@ -252,8 +252,8 @@ def test_a_stack_of_vectors(by_columns: bool, parts: int, a: bool, b: bool, monk
         return Division(None, parts, by_columns and beside == 1)
 
     monkeypatch.setattr(contraction, "divide", chosen)
-    for m, n in ((1, 20), (1, 19), (20, 1), (19, 1)):
-        builder, out = product(m, n, 30, a=a, b=b, stack=(3,))
+    for m, n in ((1, 12), (1, 11), (12, 1), (11, 1)):
+        builder, out = product(m, n, 36, a=a, b=b, stack=(2,))
         run(builder.graph(out))
 
 
@@ -373,6 +373,26 @@ def test_epilogues_of_stacks(function: Function) -> None:
     graph = builder.graph(*function(builder, out, builder.argument((12,))))
     assert len(fuse(graph)) == 1
     run(graph)
+
+
+def test_operands_of_every_stretch_of_a_stack(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No single stride serves both operands: each stretch of the stack reads its own part of what follows."""
+    for parts in (1, 2):
+        forced(monkeypatch, SMALL_TILE, parts)
+        builder = Builder()
+        out = builder("matmul", builder.argument((2, 1, 9, 16)), builder.argument((1, 3, 16, 8)))
+        (result,) = selected(builder, out, builder.argument((8,)))
+        graph = builder.graph(result)
+        assert len(fuse(graph)) == 1
+        assert len(run(graph)) == 2 * parts
+
+
+def test_sums_in_parts_leave_the_product_alone() -> None:
+    """The parts of a long sum lie behind the product that it reads."""
+    builder, out = product(260, 8, 4)
+    graph = builder.graph(*sums_of_the_product(builder, out, builder.argument((8,))))
+    launches = run(graph, TARGETS[1])
+    assert len(launches) == 3
 
 
 def test_a_sum_does_not_read_what_has_taken_the_place_of_the_product() -> None:
