@@ -1,4 +1,4 @@
-"""What this machine can do at most: `python -m benchmarks.floors --threads N` prints it as JSON.
+"""What this machine can do at most: `python -m benchmarks.floors --threads N` (or `--device cuda`) prints it as JSON.
 
 The peak of float32 matrix products by NumPy's BLAS, and the bandwidth of copies by N threads at several sizes, because
 a step whose data stays in a cache is not bound by the memory behind it. The fastest repeat counts.
@@ -80,17 +80,34 @@ def higher(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
     return {"gemm_gflops": max(first["gemm_gflops"], second["gemm_gflops"]), "copy_gb_per_second": copies}
 
 
-def floor_microseconds(flops: float, moved: float, machine: dict[str, Any]) -> float | None:
+def floor_microseconds(flops: float, moved: float, machine: dict[str, Any], precision: str = "float32") -> float | None:
     """The least time of so many flops and so many bytes, whichever takes longer; None where there are none."""
     if not flops and not moved:
         return None
+    speed = machine["gemm_gflops"] if precision == "float32" else machine[f"gemm_{precision}_gflops"]
+    return max(flops / speed / 1e3, copy_microseconds(moved, machine))
+
+
+def copy_microseconds(moved: float, machine: dict[str, Any]) -> float:
+    """What a copy of so many bytes takes, read and written together, by the speed measured for the size above."""
     speeds: dict[int, float] = {int(size): speed for size, speed in machine["copy_gb_per_second"].items()}
     fitting = [size for size in speeds if size >= moved] or [max(speeds)]
-    arithmetic: float = flops / machine["gemm_gflops"]
-    return max(arithmetic, moved / speeds[min(fitting)]) / 1e3
+    return moved / speeds[min(fitting)] / 1e3
+
+
+def main() -> None:
+    """Measure and print."""
+    command = argparse.ArgumentParser(description=__doc__)
+    command.add_argument("--threads", type=int, default=1)
+    command.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    options = command.parse_args()
+    if options.device == "cuda":
+        from benchmarks import gpu_floors
+
+        print(json.dumps(gpu_floors.measure()))
+    else:
+        print(json.dumps(measure(options.threads)))
 
 
 if __name__ == "__main__":
-    command = argparse.ArgumentParser(description=__doc__)
-    command.add_argument("--threads", type=int, default=1)
-    print(json.dumps(measure(command.parse_args().threads)))
+    main()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 ROOT = Path(__file__).parents[1]
-PATIENCE = 900.0  # seconds that one command may take
+PATIENCE = {"cpu": 900.0, "cuda": 120.0}  # seconds that one command may take
 
 _COUNTS = (
     "OMP_NUM_THREADS",
@@ -25,11 +25,12 @@ _COUNTS = (
 
 
 class EngineError(RuntimeError):
-    """An engine could not do what it was told; `missing` names the module if an import failed."""
+    """An engine could not do what it was told; `kind` is the class of its error, `missing` a module that it lacks."""
 
-    def __init__(self, message: str, missing: str | None = None) -> None:
+    def __init__(self, message: str, missing: str | None = None, kind: str = "") -> None:
         super().__init__(message)
         self.missing = missing
+        self.kind = kind
 
 
 def usable_cores() -> list[int]:
@@ -45,10 +46,14 @@ def busy_seconds() -> float:
     return 0.0
 
 
-def environment(threads: int, caches: Path | None) -> dict[str, str]:
+def environment(threads: int, caches: Path | None, device: str = "cpu") -> dict[str, str]:
     """Of a child: as many threads for every library, and caches in a folder of its own; None turns off JAX's."""
-    variables = {**os.environ, **dict.fromkeys(_COUNTS, str(threads)), "JAX_PLATFORMS": "cpu"}
-    variables["XLA_FLAGS"] = f"--xla_cpu_multi_thread_eigen={'true' if threads > 1 else 'false'}"
+    variables = {**os.environ, **dict.fromkeys(_COUNTS, str(threads)), "JAX_PLATFORMS": device}
+    if device == "cpu":
+        variables["XLA_FLAGS"] = f"--xla_cpu_multi_thread_eigen={'true' if threads > 1 else 'false'}"
+    else:
+        variables["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # the GPU's memory is shared by all engines of a row
+        variables.pop("NVIDIA_TF32_OVERRIDE", None)  # rows say how exact their products are
     variables.pop("PYTHONDONTWRITEBYTECODE", None)  # installed packages are compiled; so must a checkout be
     variables["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH", ""))))
     if caches is None:
@@ -71,16 +76,18 @@ def jax_cache(caches: Path) -> dict[str, str]:
 
 
 class Child:
-    """A worker process, pinned to the first `threads` of the usable cores before it starts.
+    """A worker process, pinned before it starts to the first `threads` of the usable cores: for a GPU to none.
 
     Use it as a context manager, or `close` it: it ends when its standard input does.
     """
 
-    def __init__(self, python: str, threads: int, variables: Mapping[str, str], log: Path) -> None:
+    def __init__(self, python: str, threads: int, variables: Mapping[str, str], log: Path, device: str = "cpu") -> None:
         self._log = log
+        self._patience = PATIENCE[device]
         self._errors: IO[bytes] = log.open("wb")
         cores = usable_cores()[:threads]
-        pin = (lambda: os.sched_setaffinity(0, cores)) if hasattr(os, "sched_setaffinity") else None
+        pins = device == "cpu" and hasattr(os, "sched_setaffinity")
+        pin = (lambda: os.sched_setaffinity(0, cores)) if pins else None
         self._process = subprocess.Popen(
             [python, "-m", "benchmarks.worker"],
             stdin=subprocess.PIPE,
@@ -106,7 +113,7 @@ class Child:
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        guard = threading.Timer(PATIENCE, self._process.kill)
+        guard = threading.Timer(self._patience, self._process.kill)
         guard.start()
         try:
             self._process.stdin.write(json.dumps({"do": do, **command}) + "\n")
@@ -118,11 +125,11 @@ class Child:
             guard.cancel()
         if not line:
             raise EngineError(
-                f"the process ended at {do!r} (after {PATIENCE:.0f} s it is killed): {self._last_words()}"
+                f"the process ended at {do!r} (after {self._patience:.0f} s it is killed): {self._last_words()}"
             )
         found: dict[str, Any] = json.loads(line)
         if "error" in found:
-            raise EngineError(found["error"], found["missing"])
+            raise EngineError(found["error"], found["missing"], found["kind"])
         return found
 
     def processor_seconds(self) -> float:

@@ -21,6 +21,8 @@ README = ROOT / "README.md"
 RESULTS = Path(__file__).parent / "results"
 SPEED = RESULTS / "speed.json"
 ONE_THREAD = RESULTS / "speed_1_thread.json"
+ON_GPU = RESULTS / "cuda.json"
+NOT_YET = "No results from a GPU have been committed yet.\n"
 SPEED_PAGE = ROOT / "docs" / "speed.md"
 PICTURE = ROOT / "docs" / "images" / "speed.png"
 _PLACE = re.compile(r"(<!-- results -->\n).*?(<!-- /results -->)", re.DOTALL)
@@ -108,13 +110,17 @@ def filled(text: str) -> str:
 
 
 def speed_page(text: str) -> str:
-    """`text` with the tables of each benchmark that was run."""
-    for name, results in (("two threads", SPEED), ("one thread", ONE_THREAD)):
+    """`text` with the tables of each benchmark that was run, and a sentence where that of the GPU was not."""
+    for name, results in (("two threads", SPEED), ("one thread", ONE_THREAD), ("gpu", ON_GPU)):
         if results.exists():
             found = json.loads(results.read_text())
-            block = f"<!-- {name} -->\n```text\n{report.text(found)}\n```\n\n{report.measured_on(found)}\n"
-            place = re.compile(rf"<!-- {name} -->\n.*?(?=<!-- /{name} -->)", re.DOTALL)
-            text = place.sub(lambda _, block=block: block, text)  # type: ignore[misc]
+            block = f"```text\n{report.text(found)}\n```\n\n{report.measured_on(found)}\n"
+        elif results == ON_GPU:
+            block = NOT_YET
+        else:
+            continue
+        place = re.compile(rf"(<!-- {name} -->\n).*?(?=<!-- /{name} -->)", re.DOTALL)
+        text = place.sub(lambda match, block=block: match[1] + block, text)  # type: ignore[misc]
     return text
 
 

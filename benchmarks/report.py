@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.engines import ENGINES, OURS
-from benchmarks.floors import floor_microseconds
-from benchmarks.rows import ROWS, Row
+from benchmarks.floors import copy_microseconds, floor_microseconds
+from benchmarks.gpu_rows import rows_on
+from benchmarks.rows import Row
 
 SINGLE_THREAD_BAR = 1.0
 COLD_BAR, WARM_BAR, WARM_SECONDS, MEMORY_BAR = 1.5, 0.5, 0.1, 0.9
+COPY_SHARE = "share of the speed of a copy"
 OTHERS_CORES = 0.1  # used by other processes during the rounds: more is said
 COLOURS = {
     "staticgrad": "#0b7285",
@@ -34,14 +36,30 @@ def judged(row: Row, found: Found, threads: int, floors: Found | None) -> Found:
     ours = engines.get("staticgrad", {})
     if peer and "median_us" in ours:
         result |= {"best_peer": peer, "ratio": ours["median_us"] / engines[peer]["median_us"]}
-    floor = floor_microseconds(*row.costs(), floors) if floors else None
-    if floor is not None and "median_us" in ours:
-        result |= {"floor_us": floor, "share": floor / ours["median_us"]}
+    if floors and "median_us" in ours:
+        result |= _shares(row, ours["median_us"], floors)
     result["bars"] = [
         {"figure": figure, "value": value, "bar": bar, "met": value <= bar}
         for figure, value, bar in _figures(row, engines, threads)
     ]
+    if row.copy_bar is not None and "copy_share" in result:
+        share = result["copy_share"]
+        result["bars"].append(
+            {"figure": COPY_SHARE, "value": share, "bar": row.copy_bar, "met": share >= row.copy_bar, "least": True}
+        )
     return result
+
+
+def _shares(row: Row, microseconds: float, floors: Found) -> Found:
+    """The floor of a row and its share of the step, where the machine's speed of its kind is known."""
+    flops, moved = row.costs()
+    if not (flops or moved) or (row.precision != "float32" and f"gemm_{row.precision}_gflops" not in floors):
+        return {}
+    floor = floor_microseconds(flops, moved, floors, row.precision)
+    found = {"floor_us": floor, "share": floor / microseconds}
+    if row.copy_bar is not None:
+        found["copy_share"] = copy_microseconds(moved, floors) / microseconds
+    return found
 
 
 def best_peer(engines: Found, figure: str) -> str | None:
@@ -79,9 +97,10 @@ def _figures(row: Row, engines: Found, threads: int) -> Iterator[tuple[str, floa
 
 
 def text(results: Found) -> str:
-    """The tables for a terminal: steps, compilation and memory, then what was left out or missed its bar."""
+    """The tables for a terminal: steps, then compilation and memory, then what was left out or missed its bar."""
     names = [name for name in ENGINES if any(name in row.get("engines", {}) for row in results["rows"].values())]
-    parts = [aligned(_step_lines(results, names)), aligned(_compile_lines(results, names))]
+    second = _compile_lines if results.get("device", "cpu") == "cpu" else _host_lines
+    parts = [aligned(_step_lines(results, names)), aligned(second(results, names))]
     return "\n\n".join(part for part in (*parts, "\n".join(_notes(results))) if part)
 
 
@@ -117,19 +136,40 @@ def _compilation(engine: Found) -> str:
     return " / ".join(map(_number, figures)) if "warm_s" in engine else "-"
 
 
+def _host_lines(results: Found, names: Sequence[str]) -> list[list[str]]:
+    """Of a GPU: how long a call keeps its caller, the first call of a process, and the most memory."""
+    lines = [["call µs / first call s / GPU MiB", *names, "of a copy"]]
+    for name, row in results["rows"].items():
+        engines = row.get("engines", {})
+        if any("host_us" in engine for engine in engines.values()):
+            cells = (_host(engines.get(engine, {})) for engine in names)
+            lines.append([name, *cells, _number(row.get("copy_share"))])
+    return lines
+
+
+def _host(engine: Found) -> str:
+    figures = (engine.get("host_us"), engine.get("first_call_s"), engine.get("device_mib"))
+    return " / ".join(map(_number, figures)) if "host_us" in engine else "-"
+
+
 def _notes(results: Found) -> Iterator[str]:
     yield from (f"note: {warning}" for warning in results["warnings"])
     yield from (f"left out: {engine}: {reason}" for engine, reason in results["left_out"].items())
     for name, row in results["rows"].items():
         if "error" in row:
             yield f"error: {row['error']}"
+        if "missing" in row:
+            yield f"missing: {name}: {row['missing']}"
+        if "skipped" in row:
+            yield f"not run: {name}: {row['skipped']}"
         yield from (f"left out of {name}: {engine}: {why}" for engine, why in row.get("left_out", {}).items())
         yield from (f"note: {name}: {engine} keeps a core busy while it waits" for engine in row.get("restless", []))
         if row.get("others_cores", 0) > OTHERS_CORES:
             yield f"note: {name}: other processes used {row['others_cores']:.2f} cores while it was timed"
         for bar in row.get("bars", []):
             if not bar["met"]:
-                yield f"missed: {name}: {bar['figure']} {_number(bar['value'])}, at most {_number(bar['bar'])}"
+                limit = "at least" if bar.get("least") else "at most"
+                yield f"missed: {name}: {bar['figure']} {_number(bar['value'])}, {limit} {_number(bar['bar'])}"
                 if bar["figure"].startswith("step"):
                     yield from _profile(row)
 
@@ -174,16 +214,19 @@ def markdown(results: Found) -> str:
 def measured_on(results: Found) -> str:
     """The machine and the peers, as a sentence."""
     peers = ", ".join(f"{engine} {version}" for engine, version in results["versions"].items() if engine not in OURS)
-    processor, threads = results["machine"].get("processor", "one machine"), results["threads"]
+    found, threads = results["machine"], results["threads"]
+    if "gpu" in found:
+        versions = f"driver {found['driver']}, CUDA {found['CUDA']}"
+        return f"{found['gpu']}, {versions}, {found['date']}; medians of rounds in turns; {peers}."
     count = "1 thread" if threads == 1 else f"{threads} threads"
-    return f"{count} of {processor}; medians of rounds in turns; {peers}."
+    return f"{count} of {found.get('processor', 'one machine')}; medians of rounds in turns; {peers}."
 
 
 # ---------------------------------------------------------------- the picture
 
 
 def plot(results: Found, path: Path) -> None:
-    """Step times over the best peer's, one group of bars for each row, written as the suffix of `path` says."""
+    """Step times on the CPU over the best peer's, bars in a group for each row; the suffix of `path` is the format."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -203,7 +246,9 @@ def plot(results: Found, path: Path) -> None:
             position = place + (number - (len(names) - 1) / 2) * height
             axes.barh(position, value, height * 0.9, color=COLOURS[engine])
             axes.text(value, position, f" {_number(value)}", va="center", fontsize=7)
-        axes.plot([ROWS[name].bar] * 2, [place - 0.45, place + 0.45], color="black", linewidth=1, linestyle=":")
+        axes.plot(
+            [rows_on("cpu")[name].bar] * 2, [place - 0.45, place + 0.45], color="black", linewidth=1, linestyle=":"
+        )
     axes.set_yticks(range(len(rows)), [f"{name}\n{_number(_unit(row))} µs" for name, row in rows.items()], fontsize=8)
     axes.invert_yaxis()
     axes.axvline(1, color="black", linewidth=0.8)

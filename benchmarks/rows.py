@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,7 +35,9 @@ class Row:
     """One workload.
 
     `kind` names the builder of each engine, `bar` is the most that our time may be over the best peer's with several
-    threads, `bar_us` a bound in microseconds beside it, `dynamic_bar` the bound of dynamic mode over torch eager.
+    threads, `bar_us` a bound in microseconds beside it, `dynamic_bar` the bound of dynamic mode over torch eager,
+    `copy_bar` the least share of the speed at which the machine copies as many bytes. `precision` is that of matrix
+    products: "float32", or "tf32" where operands may be rounded to ten bits of mantissa.
     """
 
     name: str
@@ -45,12 +47,19 @@ class Row:
     bar: float
     bar_us: float | None = None
     dynamic_bar: float | None = None
+    copy_bar: float | None = None
     activation: str = ""
+    precision: str = "float32"
 
     @property
     def optimizes(self) -> bool:
         """Whether a step ends with an update by Adam."""
-        return self.kind in ("mlp", "layernorm_mlp", "embedding_bag")
+        return self.kind in ("mlp", "layernorm_mlp", "embedding_bag", "adam")
+
+    @property
+    def tolerance(self) -> float:
+        """How far results of engines may be apart, relative to their magnitude."""
+        return 1e-2 if self.precision == "tf32" else 1e-3
 
     def arrays(self) -> Arrays:
         """The data (`x`, `y`, ...) and, with dotted names, the initial weights."""
@@ -61,19 +70,26 @@ class Row:
         return _COSTS[self.kind](self.sizes)
 
 
-def _mlp(name: str, batch: int, widths: tuple[int, ...], activation: str, **bars: Any) -> Row:
+def mlp(name: str, batch: int, widths: tuple[int, ...], activation: str, **other: Any) -> Row:
+    """A perceptron trained with Adam on labels."""
     shape = f"{batch} x {'-'.join(map(str, widths))}, {activation}"
-    return Row(name, "mlp", shape, {"batch": batch, "widths": widths}, activation=activation, **bars)
+    return Row(name, "mlp", shape, {"batch": batch, "widths": widths}, activation=activation, **other)
 
 
 ROWS = {
     row.name: row
     for row in (
         Row("overhead", "overhead", "x + 1 on 8 elements, no gradient", {"elements": 8}, 0.5, 3.0),
-        _mlp("mlp_tiny", 32, (64, 64, 64, 10), "tanh", bar=0.3, dynamic_bar=2.0),
-        _mlp("mlp_mnist", 128, (784, 256, 256, 10), "relu", bar=0.85),
-        _mlp("mlp_wide", 256, (1024, 1024, 1024, 10), "relu", bar=0.97),
-        Row("elementwise", "elementwise", "sum of 18 transcendentals over 1e6 elements", {"elements": 10**6}, 0.5),
+        mlp("mlp_tiny", 32, (64, 64, 64, 10), "tanh", bar=0.3, dynamic_bar=2.0),
+        mlp("mlp_mnist", 128, (784, 256, 256, 10), "relu", bar=0.85),
+        mlp("mlp_wide", 256, (1024, 1024, 1024, 10), "relu", bar=0.97),
+        Row(
+            "elementwise",
+            "elementwise",
+            "sum of 18 transcendentals over 1e6 elements",
+            {"elements": 10**6, "functions": TRANSCENDENTALS},
+            0.5,
+        ),
         Row(
             "deep_chain",
             "chain",
@@ -111,7 +127,7 @@ def small(row: Row) -> Row:
     least = {"widths": (6, 5, 4, 3), "elements": 8, "rounds": 3, "batch": 4, "vocabulary": 20}
     sizes = {name: least.get(name, min(value, 6) if isinstance(value, int) else value) for name, value in
              row.sizes.items()}  # fmt: skip
-    return Row(row.name, row.kind, row.what, sizes, row.bar, row.bar_us, row.dynamic_bar, row.activation)
+    return replace(row, sizes=sizes)
 
 
 # ---------------------------------------------------------------- data and weights
@@ -192,6 +208,16 @@ def _embedding_arrays(sizes: dict[str, Any], random: np.random.Generator) -> Arr
     }
 
 
+def _adam_arrays(sizes: dict[str, Any], random: np.random.Generator) -> Arrays:
+    """Gradients `gradient_0`, ..., and parameters of two steps' length: a wrong step changes their magnitude."""
+    shape = (sizes["width"], sizes["width"])
+    arrays: Arrays = {}
+    for number in range(sizes["matrices"]):
+        arrays[f"{number}.weight"] = (4 * LEARNING_RATE) * (random.random(shape, np.float32) - np.float32(0.5))
+        arrays[f"gradient_{number}"] = _normal(random, *shape)
+    return arrays
+
+
 _MAKERS: dict[str, Callable[[dict[str, Any], np.random.Generator], Arrays]] = {
     "overhead": _overhead_arrays,
     "mlp": _mlp_arrays,
@@ -200,6 +226,7 @@ _MAKERS: dict[str, Callable[[dict[str, Any], np.random.Generator], Arrays]] = {
     "softmax_ce": _softmax_arrays,
     "layernorm_mlp": _layernorm_arrays,
     "embedding_bag": _embedding_arrays,
+    "adam": _adam_arrays,
 }
 
 
@@ -234,7 +261,7 @@ _COSTS: dict[str, Callable[[dict[str, Any]], tuple[float, float]]] = {
     "overhead": lambda sizes: (0, 0),
     "mlp": _mlp_costs,
     "elementwise": lambda sizes: (
-        len(TRANSCENDENTALS) * (TRANSCENDENTAL + 1) * sizes["elements"],
+        len(sizes["functions"]) * (TRANSCENDENTAL + 1) * sizes["elements"],
         2 * FLOAT * sizes["elements"],
     ),
     "chain": lambda sizes: (
@@ -247,4 +274,8 @@ _COSTS: dict[str, Callable[[dict[str, Any]], tuple[float, float]]] = {
     ),
     "layernorm_mlp": _layernorm_costs,
     "embedding_bag": _embedding_costs,
+    "adam": lambda sizes: (
+        ADAM_FLOPS * sizes["matrices"] * sizes["width"] ** 2,
+        (ADAM_BYTES + FLOAT) * sizes["matrices"] * sizes["width"] ** 2,  # the gradients are read
+    ),
 }

@@ -3,11 +3,12 @@
 It answers lines of JSON on its standard input with lines of JSON on what was its standard output when it started;
 whatever a library prints goes to standard error. Between commands it waits in a read, so that it takes no core.
 
-    {"do": "import", "engine": ..., "threads": ...}   -> version, seconds
+    {"do": "import", "engine": ..., "threads": ..., "device": ...}   -> version, seconds
     {"do": "build", "row": ..., "variant": ..., "arrays": FILE, "steps": n}
                                                       -> seconds to the end of the first step, values of n steps, memory
     {"do": "calibrate", "seconds": s}                 -> seconds of one step
-    {"do": "round", "steps": n, "warm_up": n}         -> seconds of one step, mean of n after the warm-up
+    {"do": "round", "steps": n, "warm_up": n}         -> seconds of one step, mean of n after the warm-up; on a GPU also
+                                                         those that starting a step takes
     {"do": "profile"}                                 -> ops, name and seconds of each kernel, where an engine tells
 """
 
@@ -21,9 +22,12 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 from benchmarks.engines import ENGINES, Step
+
+STARTED = 10  # steps that are timed until they are started: few, so that no queue is full
 
 
 def memory(field: str) -> int:
@@ -43,12 +47,12 @@ def forget_peak() -> bool:
     return True
 
 
-def numbers(result: Any) -> list[float]:
+def numbers(result: Any, fetch: Callable[[Any], Any]) -> list[float]:
     """The mean magnitude of each result: of a scalar loss, the loss."""
     import numpy as np
 
     results = result if isinstance(result, tuple) else (result,)
-    return [float(np.abs(np.asarray(array, np.float64)).mean()) for array in results]
+    return [float(np.abs(fetch(array)).mean(dtype=np.float64)) for array in results]
 
 
 class Worker:
@@ -56,32 +60,35 @@ class Worker:
 
     step: Step
 
-    def do_import(self, engine: str, threads: int) -> dict[str, Any]:
+    def do_import(self, engine: str, threads: int, device: str) -> dict[str, Any]:
         begin = time.perf_counter()
         module = importlib.import_module(f"benchmarks.engines.{ENGINES[engine]}_engine")
         seconds = time.perf_counter() - begin
         module.configure(threads)
-        self.module = module
+        self.module, self.device = module, device
         self.options = {"staticgrad_dynamic": {"compiled": False}, "torch_compile": {"compiled": True}}.get(engine, {})
         return {"version": module.VERSION, "seconds": seconds}
 
     def do_build(self, row: str, variant: str, arrays: str, steps: int) -> dict[str, Any]:
         import numpy as np
 
-        from benchmarks.rows import ROWS
+        from benchmarks.gpu_rows import rows_on
 
         reset = forget_peak()
         before = memory("VmRSS")
         with np.load(arrays) as file:
             loaded = dict(file)
         begin = time.perf_counter()
-        step = self.module.build(ROWS[row], loaded, variant, **self.options)
-        found = [step.run()]
+        step = self.module.build(rows_on(self.device)[row], loaded, variant, self.device, **self.options)
+        first = step.run()
+        step.wait()
         seconds = time.perf_counter() - begin
-        found += [step.run() for _ in range(steps - 1)]
+        values = [numbers(first, self.module.fetch)]
+        del first
+        values += [numbers(step.run(), self.module.fetch) for _ in range(steps - 1)]
         self.step = step
-        values = [numbers(result) for result in found]
-        return {"seconds": seconds, "values": values, "memory": memory("VmHWM") - before, "memory_reset": reset}
+        used = memory("VmHWM") - before if self.device == "cpu" else self.module.peak_memory()
+        return {"seconds": seconds, "values": values, "memory": used, "memory_reset": reset}
 
     def do_calibrate(self, seconds: float) -> dict[str, Any]:
         count = 1
@@ -95,7 +102,8 @@ class Worker:
         self.step.restart()
         gc.collect()
         self._timed(warm_up)
-        return {"seconds": self._timed(steps) / steps}
+        found = {"seconds": self._timed(steps) / steps}
+        return found if self.device == "cpu" else found | {"host_seconds": self._starting(min(steps, STARTED))}
 
     def do_profile(self) -> dict[str, Any]:
         return {"kernels": self.step.profile() if self.step.profile else []}
@@ -107,9 +115,20 @@ class Worker:
             begin = time.perf_counter()
             for _ in range(count):
                 run()
+            self.step.wait()
             return time.perf_counter() - begin
         finally:
             gc.enable()
+
+    def _starting(self, count: int) -> float:
+        """How long each of so many steps keeps its caller, when the GPU has nothing else to do at first."""
+        run = self.step.run
+        begin = time.perf_counter()
+        for _ in range(count):
+            run()
+        seconds = (time.perf_counter() - begin) / count
+        self.step.wait()
+        return seconds
 
 
 def answer(worker: Worker, command: dict[str, Any]) -> dict[str, Any]:
@@ -121,7 +140,8 @@ def answer(worker: Worker, command: dict[str, Any]) -> dict[str, Any]:
         text = str(error).strip().splitlines() or [""]
         traceback.print_exc()
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
-        return {"error": f"{type(error).__name__}: {text[0]}", "missing": missing}
+        kind = type(error).__name__
+        return {"error": f"{kind}: {text[0]}", "missing": missing, "kind": kind}
     return found
 
 

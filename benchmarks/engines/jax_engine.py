@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from benchmarks.engines import Step
-from benchmarks.rows import LEARNING_RATE, TRANSCENDENTALS, Arrays, Row, layer_widths
+from benchmarks.rows import LEARNING_RATE, Arrays, Row, layer_widths
 
 VERSION = jax.__version__
 _ACTIVATIONS: dict[str, Callable[[Any], Any]] = {"tanh": jnp.tanh, "relu": jax.nn.relu}
@@ -27,16 +29,40 @@ def configure(threads: int) -> None:
     """Nothing: XLA makes one thread for each core that the process may use."""
 
 
-def build(row: Row, arrays: Arrays, variant: str) -> Step:
-    """The step of `row`."""
+def fetch(result: Any) -> np.ndarray[Any, Any]:
+    """A result as a NumPy array."""
+    return np.asarray(result)
+
+
+def peak_memory() -> int:
+    """Bytes of the GPU's memory."""
+    return int(jax.devices()[0].memory_stats()["peak_bytes_in_use"])
+
+
+def build(row: Row, arrays: Arrays, variant: str, device: str = "cpu") -> Step:
+    """The step of `row`. The environment says which device JAX uses."""
+    jax.config.update("jax_default_matmul_precision", {"float32": "highest", "tf32": "tensorfloat32"}[row.precision])
     data = {name: jnp.asarray(_narrow(array)) for name, array in arrays.items() if "." not in name}
     if row.optimizes:
-        return _training(row, arrays, data)
+        return _on(device, row, *_training(row, arrays, data))
     function = jax.jit(_functions(row)[row.kind])
-    arguments = tuple(data.values())
-    if row.kind in ("softmax_ce", "chain"):  # two results
-        return Step(lambda: jax.block_until_ready(function(*arguments)), lambda: None)
-    return Step(lambda: function(*arguments).block_until_ready(), lambda: None)
+    return _on(device, row, partial(function, *data.values()), lambda: None)
+
+
+def _on(device: str, row: Row, start: Callable[[], Any], restart: Callable[[], None]) -> Step:
+    """On the CPU a step ends when its results are there; on a GPU the next one may be started before."""
+    if device == "cpu":
+        if row.kind in ("softmax_ce", "chain", "adam"):  # several results
+            return Step(lambda: jax.block_until_ready(start()), restart)
+        return Step(lambda: start().block_until_ready(), restart)
+    last: Any = None
+
+    def run() -> Any:
+        nonlocal last
+        last = start()
+        return last
+
+    return Step(run, restart, wait=lambda: jax.block_until_ready(last))
 
 
 def _narrow(array: Any) -> Any:
@@ -52,7 +78,7 @@ def _cross_entropy(logits: Any, labels: Any) -> Any:
 def _functions(row: Row) -> dict[str, Callable[..., Any]]:
     def elementwise(x: Any) -> Any:
         total = None
-        for name in TRANSCENDENTALS:
+        for name in row.sizes["functions"]:
             value = (_ELSEWHERE.get(name) or getattr(jnp, name))(x)
             total = value if total is None else total + value
         return total
@@ -111,17 +137,24 @@ def _adam(weights: Tree, first: Tree, second: Tree, count: Any, gradients: Tree)
     return weights, first, second, count
 
 
-def _training(row: Row, arrays: Arrays, data: dict[str, Any]) -> Step:
-    loss_of = _loss(row, arrays)
+def _training(row: Row, arrays: Arrays, data: dict[str, Any]) -> tuple[Callable[[], Any], Callable[[], None]]:
+    """A step that keeps its state, and how the state is put back."""
     initial = {name: array for name, array in arrays.items() if "." in name}
-    x, y = data["x"], data["y"]
+    state: Tree = None
 
-    def whole(state: Tree, x: Any, y: Any) -> tuple[Tree, Any]:
-        loss, gradients = jax.value_and_grad(loss_of)(state[0], x, y)
-        return _adam(*state, gradients), loss
+    if row.kind == "adam":
+
+        def whole(state: Tree, *gradients: Any) -> tuple[Tree, Any]:
+            return _adam(*state, dict(zip(initial, gradients, strict=True))), None
+    else:
+        loss_of = _loss(row, arrays)
+
+        def whole(state: Tree, *data: Any) -> tuple[Tree, Any]:
+            loss, gradients = jax.value_and_grad(loss_of)(state[0], *data)
+            return _adam(*state, gradients), loss
 
     step = jax.jit(whole, donate_argnums=0)
-    state: Tree = None
+    arguments = tuple(data.values())
 
     def restart() -> None:
         nonlocal state
@@ -131,8 +164,8 @@ def _training(row: Row, arrays: Arrays, data: dict[str, Any]) -> Step:
 
     def run() -> Any:
         nonlocal state
-        state, loss = step(state, x, y)
-        return loss.block_until_ready()
+        state, loss = step(state, *arguments)
+        return tuple(state[0].values()) if loss is None else loss
 
     restart()
-    return Step(run, restart)
+    return run, restart

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 import staticgrad as sg
-from benchmarks.engines import Step
-from benchmarks.rows import LEARNING_RATE, TRANSCENDENTALS, Arrays, Row, layer_widths
+from benchmarks.engines import NotOfferedError, Step
+from benchmarks.rows import LEARNING_RATE, Arrays, Row, layer_widths
 from staticgrad import nn, optim
 
 VERSION = sg.__version__
@@ -20,15 +23,47 @@ def configure(threads: int) -> None:
     """Nothing: the environment says how many threads."""
 
 
-def build(row: Row, arrays: Arrays, variant: str, compiled: bool = True) -> Step:
-    """The step of `row`; without `compiled` it runs op by op."""
+def fetch(result: Any) -> np.ndarray[Any, Any]:
+    """A result as a NumPy array."""
+    return np.asarray(result.to("cpu"))
+
+
+def peak_memory() -> int:
+    """Bytes of the GPU's memory."""
+    return int(sg.cuda.max_memory_allocated())
+
+
+def build(row: Row, arrays: Arrays, variant: str, device: str = "cpu", compiled: bool = True) -> Step:
+    """The step of `row`; without `compiled` it runs op by op.
+
+    Raises:
+        NotOfferedError: this staticgrad has no matrix products of the row's precision.
+    """
     decorate: Callable[[Any], Any] = sg.compile if compiled else lambda function: function
-    data = {name: sg.asarray(array) for name, array in arrays.items() if "." not in name}
+    wait: dict[str, Callable[[], None]] = {}
+    if device == "cuda":
+        _use(row.precision)
+        decorate, wait = partial(sg.compile, device=device), {"wait": sg.cuda.synchronize}
+    data = {name: _placed(sg.asarray(array), device) for name, array in arrays.items() if "." not in name}
     if row.optimizes:
-        return _training(row, arrays, data, decorate)
+        return replace(_training(row, arrays, data, decorate, device), **wait)
     function = decorate(_functions(row)[row.kind])
     arguments = tuple(data.values())
-    return Step(partial(function, *arguments), lambda: None, _profile_of(function, *arguments))
+    return Step(partial(function, *arguments), lambda: None, _profile_of(function, *arguments), **wait)
+
+
+def _placed(value: Any, device: str) -> Any:
+    """A tensor or module on the device."""
+    return value if device == "cpu" else value.to(device)
+
+
+def _use(precision: str) -> None:
+    """Have matrix products computed so for the rest of the process, which does one row."""
+    if precision == "float32":
+        return
+    if not hasattr(sg.cuda, "matmul_precision"):
+        raise NotOfferedError(f"staticgrad has no sg.cuda.matmul_precision({precision!r})")
+    sg.cuda.matmul_precision(precision).__enter__()
 
 
 def _profile_of(function: Any, *arguments: Any) -> Callable[[], list[tuple[str, str, float]]] | None:
@@ -41,7 +76,7 @@ def _profile_of(function: Any, *arguments: Any) -> Callable[[], list[tuple[str, 
 def _functions(row: Row) -> dict[str, Callable[..., Any]]:
     def elementwise(x: Any) -> Any:
         total = None
-        for name in TRANSCENDENTALS:
+        for name in row.sizes["functions"]:
             value = getattr(sg, name)(x)
             total = value if total is None else total + value
         return total
@@ -87,6 +122,10 @@ def _model(row: Row, arrays: Arrays) -> tuple[nn.Module, Callable[[Any, Any], An
         names = {name: f"{2 * int(name.split('.')[0])}.{name.split('.')[1]}" for name in weights}
         return nn.Sequential(*layers[:-1]), nn.functional.cross_entropy, names
     same = {name: name for name in weights}
+    if row.kind == "adam":
+        width = row.sizes["width"]
+        layers = [nn.Linear(width, width, bias=False) for _ in range(row.sizes["matrices"])]
+        return nn.Sequential(*layers), nn.functional.mse_loss, same  # no loss: the gradients are given
     if row.kind == "layernorm_mlp":
         blocks = [_Block(row.sizes["width"], row.sizes["hidden"]) for _ in range(row.sizes["blocks"])]
         return nn.Sequential(*blocks), nn.functional.mse_loss, same
@@ -94,10 +133,12 @@ def _model(row: Row, arrays: Arrays) -> tuple[nn.Module, Callable[[Any, Any], An
     return bag, nn.functional.cross_entropy, same
 
 
-def _training(row: Row, arrays: Arrays, data: dict[str, Any], decorate: Callable[[Any], Any]) -> Step:
+def _training(row: Row, arrays: Arrays, data: dict[str, Any], decorate: Callable[[Any], Any], device: str) -> Step:
     model, criterion, names = _model(row, arrays)
     model.load_state_dict({names[name]: arrays[name] for name in names})
-    optimizer = optim.Adam(model.parameters(), lr=LEARNING_RATE)
+    model = _placed(model, device)
+    parameters = list(model.parameters())
+    optimizer = optim.Adam(parameters, lr=LEARNING_RATE)
 
     @decorate
     def step(x: Any, y: Any) -> Any:
@@ -107,7 +148,13 @@ def _training(row: Row, arrays: Arrays, data: dict[str, Any], decorate: Callable
         optimizer.step()
         return loss
 
-    x, y = data["x"], data["y"]
+    @decorate
+    def update(*gradients: Any) -> None:
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+        optimizer.zero_grad()
+
     initial = {names[name]: arrays[name].copy() for name in names}
     fresh = copy.deepcopy(optimizer.state_dict())
 
@@ -115,4 +162,12 @@ def _training(row: Row, arrays: Arrays, data: dict[str, Any], decorate: Callable
         model.load_state_dict(initial)
         optimizer.load_state_dict(fresh)
 
-    return Step(partial(step, x, y), restart, _profile_of(step, x, y))
+    arguments = tuple(data.values())
+    if row.kind != "adam":
+        return Step(partial(step, *arguments), restart, _profile_of(step, *arguments))
+
+    def run() -> Any:
+        update(*arguments)
+        return tuple(parameters)
+
+    return Step(run, restart, _profile_of(update, *arguments))

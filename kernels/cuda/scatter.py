@@ -130,7 +130,9 @@ class Scatter:
 
     @property
     def _blocks(self) -> int:
-        return blocks_for(self.count * self.columns // self.lanes, self.threads, self.call.target.blocks)
+        """How many blocks have enough to do, with reading, adding and clearing."""
+        items = (self.count + self.extent) * self.columns // self.lanes
+        return blocks_for(items, self.threads, self.call.target.blocks)
 
     # ------------------------------------------------------------ tiles of runs
 
@@ -207,7 +209,7 @@ class Scatter:
         found = [*in_block(text, "hits", INT64), "rank = hits_before", *keep, "cuda.syncthreads()", "k = int64(0)"]
         return [
             *lines,
-            "if cuda.syncthreads_count(hits > 0) > 0:",
+            "if cuda.syncthreads_count(int32(hits)) > 0:",
             *indented([*found, "while k < hits_all:", *indented(walk)]),
             f"at += {self.threads * each}",
         ]

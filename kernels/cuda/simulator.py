@@ -87,12 +87,13 @@ class Pointer:
         self._start = start // kind.itemsize
 
     def __getitem__(self, index: int) -> Any:
-        return self._elements[self._place(index)]
+        return self._elements[self.place(index)]
 
     def __setitem__(self, index: int, value: Any) -> None:
-        self._elements[self._place(index)] = value
+        self._elements[self.place(index)] = value
 
-    def _place(self, index: int) -> int:
+    def place(self, index: int) -> int:
+        """Where an element lies in its allocation."""
         place = self._start + index
         if not 0 <= place < len(self._elements):
             raise IndexError(f"cuda simulator: index {index} leaves the allocation of {len(self._elements)} elements")
@@ -273,18 +274,21 @@ def _checked_position(index: Any, extent: int, status: Pointer, code: Pointer) -
     return _check(index, extent, status, code, int(index))
 
 
+def _require_aligned(pointer: Pointer, index: int, count: int) -> None:
+    if pointer.place(index) % count:
+        raise IndexError(f"cuda simulator: {count} elements at {index}, which is not aligned")
+
+
 def _load(count: int) -> Callable[..., Any]:
     def load(pointer: Pointer, index: int) -> tuple[Any, ...]:
-        if index % count:
-            raise IndexError(f"cuda simulator: {count} elements at {index}, which is not aligned")
+        _require_aligned(pointer, index, count)
         return tuple(pointer[index + k] for k in range(count))
 
     return load
 
 
 def _store(pointer: Pointer, index: int, *values: Any) -> None:
-    if index % len(values):
-        raise IndexError(f"cuda simulator: {len(values)} elements at {index}, which is not aligned")
+    _require_aligned(pointer, index, len(values))
     for k, value in enumerate(values):
         pointer[index + k] = value
 

@@ -1,0 +1,321 @@
+"""Tensors, ops and whole trainings on a GPU, played by the simulator: the same results as on the CPU."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from models import MODELS, Model, Trial
+
+import staticgrad as sg
+from staticgrad import nn, optim
+from staticgrad.graph.errors import CaptureError, DeviceError
+from staticgrad.kernels.cuda import device as cuda_device
+from staticgrad.kernels.cuda import toolkit
+
+pytestmark = pytest.mark.skipif(not toolkit.SIMULATED, reason="these sizes are the simulator's")
+
+Array = np.ndarray[Any, Any]
+ROUNDOFF = 256  # units of roundoff of an array's largest element, after three steps
+
+KINDS: dict[str, dict[str, Any]] = {"planned": {}, "no reuse": {"reuse": False}, "poisoned": {"poison": True}}
+
+
+def host(tensor: Any) -> Array:
+    return np.array(tensor.detach().to("cpu").numpy())
+
+
+def left_by(trial: Trial) -> dict[str, Array]:
+    """Parameters, gradients, buffers, the optimizer's state and the random state."""
+    found = {name: host(tensor) for name, tensor in trial.model.state_dict().items()}
+    for name, parameter in trial.model.named_parameters():
+        if parameter.grad is not None:
+            found[f"{name}.grad"] = host(parameter.grad)
+    for number, entries in trial.optimizer.state_dict()["state"].items():
+        found |= {f"optimizer {number}.{name}": host(tensor) for name, tensor in entries.items()}
+    found["random state"] = np.array(sg.random.get_state())
+    return found
+
+
+def trained(model: Model, device: str, steps: int = 3) -> dict[str, Array]:
+    """Train a little, compiled for a device: everything that it made, by name."""
+    sg.random.manual_seed(3)
+    trial = model.build()
+    step = sg.compile(trial.step, device=device)
+    found = {f"loss {i}": host(step(*batch)) for i, batch in enumerate(trial.batches[:steps])}
+    return found | left_by(trial)
+
+
+def check_close(one: dict[str, Array], other: dict[str, Array]) -> None:
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        if value.dtype.kind != "f":
+            np.testing.assert_array_equal(other[name], value, err_msg=name)
+            continue
+        tolerance = ROUNDOFF * np.finfo(value.dtype).eps * max(1e-3, float(np.abs(value).max(initial=0)))
+        np.testing.assert_allclose(other[name], value, rtol=0, atol=tolerance, err_msg=name)
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
+def test_a_training_gives_what_the_cpu_gives(model: Model) -> None:
+    check_close(trained(model, "cpu"), trained(model, "cuda"))
+
+
+@pytest.mark.parametrize("model", MODELS[:: max(1, len(MODELS) // 6)], ids=lambda model: model.name)
+def test_planned_without_reuse_and_poisoned_are_the_same(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = cuda_device.compile_graph
+    found = []
+    for options in KINDS.values():
+        changed: Callable[..., Any] = lambda graph, gpu, options=options, **given: original(  # noqa: E731
+            graph, gpu, **{**given, **options}
+        )
+        monkeypatch.setattr(cuda_device, "compile_graph", changed)
+        found.append(trained(model, "cuda", 2))
+    for other in found[1:]:
+        for name, value in found[0].items():
+            np.testing.assert_array_equal(other[name], value, err_msg=name)
+
+
+def test_the_same_step_runs_op_by_op() -> None:
+    random = np.random.default_rng(0)
+    x, y = random.standard_normal((6, 5)).astype(np.float32), random.integers(0, 3, 6)
+    found = []
+    for device in ("cpu", "cuda"):
+        sg.random.manual_seed(1)
+        model = nn.Sequential(nn.Linear(5, 4), nn.LayerNorm(4), nn.GELU(), nn.Dropout(0.25), nn.Linear(4, 3)).to(device)
+        opt = optim.Adam(model.parameters(), lr=0.1)
+        losses = []
+        for _ in range(2):
+            loss = nn.functional.cross_entropy(model(sg.asarray(x, device=device)), sg.asarray(y, device=device))
+            opt.zero_grad()
+            loss.backward()
+            opt.step()
+            losses.append(loss.item())
+        assert {p.device for p in model.parameters()} == {sg.zeros(1, device=device).device}
+        found.append(
+            {"losses": np.array(losses, np.float32), **{name: host(t) for name, t in model.state_dict().items()}}
+        )
+    check_close(*found)
+
+
+# ---------------------------------------------------------------- tensors
+
+
+def test_there_and_back() -> None:
+    x = sg.asarray(np.arange(6.0, dtype=np.float32).reshape(2, 3))
+    there = x.to("cuda")
+    assert there.device == "cuda:0"
+    assert there.to("cuda:0") is there
+    assert there.to("cpu").device == "cpu"
+    np.testing.assert_array_equal(there.to("cpu").numpy(), x.numpy())
+    assert there.to("cuda", np.float64).dtype == np.float64
+    assert there[1, 2].item() == 5.0
+    assert float(sg.sum(there)) == 15.0
+    assert there.tolist() == x.tolist()
+    assert repr(there) == "Tensor([[0., 1., 2.],\n        [3., 4., 5.]], device='cuda:0')"
+    np.testing.assert_array_equal(copy.deepcopy(there).to("cpu").numpy(), x.numpy())
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(there)).numpy(), x.numpy())
+
+
+def test_numpy_does_not_reach_a_gpu_by_itself() -> None:
+    there = sg.ones(3, device="cuda")
+    for read in (there.numpy, lambda: np.asarray(there)):
+        with pytest.raises(DeviceError, match=r"the tensor lives on cuda:0; copy it first with \.to\('cpu'\)"):
+            read()
+
+
+def test_cotangents_go_back_to_where_the_elements_came_from() -> None:
+    x = sg.asarray([1.0, 2.0, 3.0]).requires_grad_()
+    (x.to("cuda") * sg.asarray([1.0, 0.0, 2.0], device="cuda")).sum().backward()
+    assert x.grad is not None
+    assert x.grad.device == "cpu"
+    np.testing.assert_array_equal(x.grad.numpy(), [1.0, 0.0, 2.0])
+    value, tangent = sg.jvp(lambda v: v.to("cuda") * 2.0, (x.detach(),), (sg.ones(3),))
+    assert (value.device, tangent.device) == ("cuda:0", "cuda:0")
+    np.testing.assert_array_equal(tangent.to("cpu").numpy(), [2.0, 2.0, 2.0])
+
+
+def test_operands_on_different_devices_are_an_error() -> None:
+    with pytest.raises(DeviceError, match=r"mul: operands must live on one device; got .*on cuda:0, .*on cpu"):
+        sg.ones(2, device="cuda") * sg.ones(2)
+    assert (sg.ones(2, device="cuda") * 2).device == "cuda:0"  # numbers go with any
+    assert (sg.ones(2, device="cuda") * sg.asarray(2.0)).device == "cuda:0"
+
+
+def test_a_view_on_a_gpu_is_a_copy_that_cannot_be_written() -> None:
+    x = sg.zeros((2, 3), device="cuda")
+    with pytest.raises(ValueError, match="on a GPU any view is a copy"):
+        x.mT.copy_(1.0)
+    sg.reshape(x, (6,)).copy_(sg.asarray([1, 2, 3, 4, 5, 6]))  # but for another shape of the same elements
+    np.testing.assert_array_equal(x.to("cpu").numpy(), [[1, 2, 3], [4, 5, 6]])
+
+
+def test_elements_are_converted_and_spread_when_they_are_written() -> None:
+    x = sg.zeros((2, 3), device="cuda")
+    x.copy_(np.array([1, 2, 3]))
+    x.copy_(sg.asarray([[7], [8]], device="cuda").to(np.float64))
+    np.testing.assert_array_equal(x.to("cpu").numpy(), [[7, 7, 7], [8, 8, 8]])
+    y = sg.zeros((2, 3))
+    y.copy_(x)
+    np.testing.assert_array_equal(y.numpy(), [[7, 7, 7], [8, 8, 8]])
+
+
+# ---------------------------------------------------------------- modules and programs
+
+
+def test_a_module_moves_with_its_gradients_and_loads_from_anywhere() -> None:
+    layer = nn.Linear(3, 2)
+    before = {name: host(tensor) for name, tensor in layer.state_dict().items()}
+    layer(sg.ones((1, 3))).sum().backward()
+    weight = layer.weight
+    assert layer.to("cuda").weight is weight
+    assert weight.device == "cuda:0"
+    assert weight.grad is not None
+    assert weight.grad.device == "cuda:0"
+    layer.load_state_dict({name: values + 1 for name, values in before.items()})
+    np.testing.assert_array_equal(host(weight), before["weight"] + 1)
+    assert layer.to("cpu").weight.device == "cpu"
+
+
+def test_a_program_runs_where_its_arguments_or_its_state_are() -> None:
+    double = sg.compile(lambda x: x * 2.0)
+    assert double(np.ones(3, np.float32)).device == "cpu"
+    assert double(sg.ones(3, device="cuda")).device == "cuda:0"
+    layer = nn.Linear(3, 2).to("cuda")
+    assert sg.compile(lambda x: layer(x))(np.ones((1, 3), np.float32)).device == "cuda:0"
+
+
+def test_state_follows_the_program_that_uses_it() -> None:
+    counter = sg.zeros(())
+
+    def count() -> Any:
+        counter.copy_(counter + 1.0)
+        return counter * 1.0
+
+    here, there = sg.compile(count, device="cpu"), sg.compile(count, device="cuda")
+    values = [here().item(), there().item(), there().item(), here().item()]
+    assert values == [1.0, 2.0, 3.0, 4.0]
+    assert counter.device == "cpu"
+
+
+def test_an_array_of_numpy_is_read_anew_and_must_not_be_written() -> None:
+    offset = np.zeros(3, np.float32)
+    added = sg.compile(lambda x: x + offset, device="cuda")
+    x = sg.ones(3, device="cuda")
+    assert added(x).tolist() == [1.0, 1.0, 1.0]
+    offset[:] = 5.0
+    assert added(x).tolist() == [6.0, 6.0, 6.0]
+
+    def write() -> Any:
+        held = sg.asarray(offset)
+        held.copy_(held + 1.0)
+        return held
+
+    with pytest.raises(CaptureError, match=r"is an array of NumPy's, which lives on the CPU, .* make it a Tensor"):
+        sg.compile(write, device="cuda")()
+
+
+def test_inside_a_program_everything_lives_on_its_device() -> None:
+    assert sg.compile(lambda x: x.to("cuda") + 1.0, device="cuda")(np.ones(2, np.float32)).device == "cuda:0"
+    with pytest.raises(CaptureError, match=r"to\('cpu'\): a compiled function runs on one device, here 'cuda:0'"):
+        sg.compile(lambda x: x.to("cpu") + 1.0, device="cuda")(np.ones(2, np.float32))
+
+
+def test_random_numbers_are_the_same_on_both_devices() -> None:
+    drawn = []
+    for device in ("cpu", "cuda"):
+        sg.random.manual_seed(7)
+        draw = sg.compile(
+            lambda: (sg.random.uniform((50,)), sg.random.normal((20,)), sg.random.randint(0, 9, (30,))), device=device
+        )
+        drawn.append([host(value) for value in (*draw(), *draw())] + [host(sg.random.uniform((5,)))])
+    for one, other in zip(*drawn, strict=True):
+        np.testing.assert_allclose(other, one, rtol=1e-5, atol=1e-6)
+        if one.dtype.kind != "f" or one.size != 20:
+            np.testing.assert_array_equal(other, one)
+
+
+def test_an_index_out_of_range_is_an_error_and_leaves_state_alone() -> None:
+    table = nn.Embedding(4, 2)
+    opt = optim.SGD(table.parameters(), lr=0.1)
+
+    def step(rows: Any) -> Any:
+        loss = table(rows).sum()
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
+        return loss
+
+    train = sg.compile(step, device="cuda")
+    train(np.array([0, 1]))
+    before = host(table.weight)
+    with pytest.raises(IndexError, match=r"embedding: an index must .*; got 4\. Captured at .*test_devices"):
+        train(np.array([0, 4]))
+    np.testing.assert_array_equal(host(table.weight), before)
+    train(np.array([0, 3]))
+    with pytest.raises(IndexError, match="got 7"):
+        sg.take(table.weight, sg.asarray(np.array([7]), device="cuda"), axis=0)
+
+
+def test_a_saved_program_comes_back_on_its_device(tmp_path: Any) -> None:
+    layer = nn.Linear(3, 2)
+    forward = sg.compile(lambda x: sg.tanh(layer(x)), device="cuda")
+    x = np.ones((4, 3), np.float32)
+    wanted = host(forward(x))
+    forward.save(tmp_path / "forward.sg")
+    result = sg.load(tmp_path / "forward.sg")(x)
+    assert result.device == "cuda:0"
+    np.testing.assert_array_equal(host(result), wanted)
+
+
+def test_check_compares_a_gpu_with_the_reference() -> None:
+    layer = nn.Linear(3, 2)
+    checked = sg.compile(lambda x: sg.softmax(layer(x), axis=-1), device="cuda", check=True)
+    x = np.ones((4, 3), np.float32)
+    np.testing.assert_allclose(host(checked(x)), host(sg.softmax(layer.to("cpu")(sg.asarray(x)), axis=-1)), rtol=1e-5)
+
+
+def test_run_and_compare_take_a_gpu() -> None:
+    layer = nn.Linear(3, 1)
+    opt = optim.SGD(layer.parameters(), lr=0.1)
+
+    def step(x: Any) -> Any:
+        loss = (layer(x) ** 2).mean()
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
+        return loss
+
+    x = np.random.default_rng(0).standard_normal((8, 3)).astype(np.float32)
+    losses = sg.compile(step, device="cuda").run((x,), batch_size=4, epochs=2)
+    assert losses.shape == (4,)
+    assert losses[-1] < losses[0]
+
+
+# ---------------------------------------------------------------- sg.cuda
+
+
+def test_what_sg_cuda_tells() -> None:
+    assert sg.cuda.is_available()
+    assert sg.cuda.why_unavailable() == ""
+    assert sg.cuda.get_device_properties().capability == (9, 0)
+    sg.cuda.reset_peak_memory_stats()
+    used = sg.cuda.memory_allocated()
+    x = sg.zeros((1000,), device="cuda")
+    assert sg.cuda.memory_allocated() == used + x.nbytes
+    assert sg.cuda.max_memory_allocated() >= used + x.nbytes
+    free, total = sg.cuda.memory_info()
+    assert 0 < free < total
+    del x
+    assert sg.cuda.memory_allocated() == used
+    with sg.cuda.stream() as stream:
+        y = sg.ones(3, device="cuda") * 2.0
+        stream.synchronize()
+    sg.cuda.synchronize()
+    assert y.tolist() == [2.0, 2.0, 2.0]
+    with pytest.raises(DeviceError, match="cuda: needs a GPU, such as 'cuda:0'; got 'cpu'"):
+        sg.cuda.synchronize("cpu")
