@@ -103,6 +103,7 @@ class ProductText(KernelText):
         return self.pointer("storage", matrix.owner, self.dtype, matrix.offset * self.dtype.itemsize)
 
     def zero(self) -> str:
+        """Zero in the product's dtype."""
         return literal(0, self.dtype)
 
     def multiply_add(self, total: str, x: str, y: str) -> str:
