@@ -163,7 +163,7 @@ class Capture:
         current = self._current.get(id(value))
         return current if current is not None else self._state(tensor, value)
 
-    def _state(self, tensor: Tensor, value: Array) -> Node:
+    def _state(self, tensor: Tensor, value: Any) -> Node:
         name = self._names.get(id(tensor)) or self._names.get(id(value)) or f"state{len(self._states)}"
         owner = self._entry_gradients.get(id(value))
         binding: Binding = State(tensor, name, self.is_plain_array(tensor))

@@ -219,8 +219,9 @@ def _require_tensors(captured: Captured) -> None:
     """State that the program writes must be able to live where it runs."""
     written = {leaf for leaf, _ in captured.graph.updates}
     for leaf, binding in zip(captured.graph.inputs, captured.bindings, strict=True):
-        plain = isinstance(binding, State) and binding.plain
-        if plain and leaf in written and not captured.device.holds(binding.array()):
+        if not isinstance(binding, State) or not binding.plain or leaf not in written:
+            continue
+        if not captured.device.holds(binding.array()):
             raise CaptureError(
                 f"compile: {binding.name} is an array of NumPy's, which lives on the CPU, and the function writes it "
                 f"on {captured.device.name}; make it a Tensor (sg.asarray)"
@@ -406,7 +407,7 @@ class Specialization:
         del last
         if _references(self.held_gradients, output) != _ALONE:
             return None
-        array: Any = self.held_gradients[output]._value
+        array: Array = self.held_gradients[output]._value  # type: ignore[assignment]
         return array
 
     def commit(self, leaves: Sequence[Any], outputs: list[Array], inputs: list[Tensor] | None = None) -> Any:
