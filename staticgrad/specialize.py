@@ -17,7 +17,7 @@ from staticgrad.graph.node import DType, Graph, Node, Shape, Spec
 from staticgrad.graph.rewrite import rewrite
 from staticgrad.graph.timeline import Timeline, stage
 from staticgrad.guards import Guard, Place
-from staticgrad.kernels.device import Device, common_device, device_of, find_device
+from staticgrad.kernels.device import Device, device_of, drawn_to, find_device
 from staticgrad.read_values import CONTENT, values_read
 from staticgrad.read_values import held as held_value
 from staticgrad.side_effects import Variable, Watch
@@ -116,8 +116,7 @@ def _run_traced(
     device: str | None,
 ) -> tuple[Capture, Any, dict[int, tuple[int, Tensor, Node]]]:
     if device is None:
-        homes = [leaf._value for leaf in leaves if isinstance(leaf, Tensor) and leaf.device != "cpu"]
-        device = common_device("compile", homes).name if homes else None
+        device = drawn_to("compile", [leaf._value for leaf in leaves if isinstance(leaf, Tensor)])
     held = Capture(names_of(watch.reached()), device)
     traced, stand_ins = _stand_ins(held, leaves, paths)
     args, kwargs = rebuild(traced)

@@ -264,10 +264,7 @@ class _Graph(LaunchSequence):
 
     def run(self) -> None:
         stream = self.gpu.stream
-        for number in self.changed:
-            first = self._first[number]
-            for position, address in enumerate(self.launches[number].addresses):
-                self._values[first + position] = address
+        self._take_addresses()
         if self._executable is None and self._runs and len(self.launches) > 1:
             self._capture()
         elif self._executable is not None:
@@ -285,9 +282,38 @@ class _Graph(LaunchSequence):
     def run_plainly(self) -> None:
         """Start every launch by itself."""
         stream = self.gpu.stream
-        for number, one in enumerate(self.launches):
-            arguments = (one.grid, 1, 1, one.block, 1, 1, 0, stream.handle, self._argument(number), 0)
-            self.gpu.call("cuLaunchKernel", one.function, *arguments)
+        for number in range(len(self.launches)):
+            self._start(number, stream)
+
+    def run_timed(self, ends: Sequence[int]) -> list[float]:
+        stream = self.gpu.stream
+        self._take_addresses()
+        events = [self.gpu.call("cuEventCreate", 0) for _ in range(len(ends) + 1)]
+        self.gpu.call("cuEventRecord", events[0], stream.handle)
+        first = 0
+        for event, end in zip(events[1:], ends, strict=True):
+            for number in range(first, end):
+                self._start(number, stream)
+            self.gpu.call("cuEventRecord", event, stream.handle)
+            first = end
+        stream.synchronize()
+        pairs = zip(events, events[1:], strict=False)
+        seconds = [self.gpu.call("cuEventElapsedTime", begin, end) * 1e-3 for begin, end in pairs]
+        for event in events:
+            self.gpu.call("cuEventDestroy", event)
+        return seconds
+
+    def _take_addresses(self) -> None:
+        """Put the addresses that have changed among the packed arguments; a graph keeps its own until it is told."""
+        for number in self.changed:
+            first = self._first[number]
+            for position, address in enumerate(self.launches[number].addresses):
+                self._values[first + position] = address
+
+    def _start(self, number: int, stream: Stream) -> None:
+        one = self.launches[number]
+        shape = (one.grid, 1, 1, one.block, 1, 1)
+        self.gpu.call("cuLaunchKernel", one.function, *shape, 0, stream.handle, self._argument(number), 0)
 
     def _argument(self, number: int) -> int:
         return ctypes.addressof(self._pointers) + 8 * self._first[number]

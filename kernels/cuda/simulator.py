@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -215,10 +216,19 @@ class _SimulatedSequence(LaunchSequence):
     memory: Memory = field(kw_only=True)
 
     def run(self) -> None:
+        self.run_timed([len(self.launches)])
+
+    def run_timed(self, ends: Sequence[int]) -> list[float]:
         self.changed.clear()
-        for one in self.launches:
-            function, dtypes = one.function
-            launch(function, dtypes, self.memory, one.addresses, one.grid, one.block)
+        seconds, first = [], 0
+        for end in ends:
+            begin = perf_counter()
+            for one in self.launches[first:end]:
+                function, dtypes = one.function
+                launch(function, dtypes, self.memory, one.addresses, one.grid, one.block)
+            seconds.append(perf_counter() - begin)
+            first = end
+        return seconds
 
 
 # ---------------------------------------------------------------- what kernels use
