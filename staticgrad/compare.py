@@ -64,11 +64,15 @@ def compare(fn: Callable[..., Any], /, *args: Any, repeat: int = 20, **kwargs: A
     if isinstance(fn, CompiledFunction):
         options = {name: fn._options[name] for name in ("device", "static_argnames", "cache")}
         fn = fn.fn
-    comparing = _Comparing(fn, options, args, kwargs)
+    before = Snapshot(fn, tree_flatten((args, kwargs))[0])
     try:
-        return comparing.run(repeat)
+        comparing = _Comparing(fn, options, args, kwargs)
+        try:
+            return comparing.run(repeat)
+        finally:
+            comparing.snapshot.restore()
     finally:
-        comparing.snapshot.restore()
+        before.restore()
 
 
 class _Comparing:
@@ -82,7 +86,12 @@ class _Comparing:
         self.compile_seconds = time.perf_counter() - begin
         self.specialization.inputs(self.leaves)  # brings the state to where the program runs: both modes run there
         given, whole = tree_flatten((args, kwargs))
-        self.args, self.kwargs = tree_unflatten(whole, [self._placed(leaf) for leaf in given])
+        placed = [self._placed(leaf) for leaf in given]
+        self.args, self.kwargs = tree_unflatten(whole, placed)
+        if any(one is not other for one, other in zip(given, placed, strict=True)):
+            self.compiled = CompiledFunction(fn, recompile_limit=_LIMIT, **options)
+            self.leaves, structure, static = self.compiled._flatten(self.args, self.kwargs)
+            self.specialization = self.compiled._specialization(self.leaves, structure, static)
         self.snapshot = Snapshot(fn, tree_flatten((self.args, self.kwargs))[0])
         self.snapshot.include(tensor for tensor, _ in _bound(self.specialization))
 

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -297,7 +298,7 @@ class _Graph(LaunchSequence):
             self.gpu.call("cuEventRecord", event, stream.handle)
             first = end
         stream.synchronize()
-        pairs = zip(events, events[1:], strict=False)
+        pairs = pairwise(events)
         seconds = [self.gpu.call("cuEventElapsedTime", begin, end) * 1e-3 for begin, end in pairs]
         for event in events:
             self.gpu.call("cuEventDestroy", event)
