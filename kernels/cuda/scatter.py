@@ -241,14 +241,12 @@ class Scatter:
     def _by_column(self) -> list[Launch]:
         """Zeros, and then every thread adds what the indices of its column choose."""
         node, small = self.call.node, self.call.is_small
-        threads = self.call.threads(node.size if small else self.columns)
-        texts = (
-            [self.call.text(threads)] if small else [self.call.text(self.call.target.block), self.call.text(threads)]
-        )
-        texts[0].clear(texts[0].out(), node.size)
+        text = clearing = self.call.text(self.call.threads(node.size if small else self.columns))
+        if not small:
+            clearing = self.call.text(self.call.target.block)
+        clearing.clear(clearing.out(), node.size)
         if small:
-            texts[0].barrier()
-        text = texts[-1]
+            text.barrier()
         x, indices, out = text.operand(0), text.operand(1), text.out()
         body = [
             f"i = {index(('source', 1), ('k', self.after))}",
@@ -256,10 +254,9 @@ class Scatter:
             f"place = {index(('target', 1), ('place', self.after))}",
             f"{out}[place] = {added(f'{out}[place]', f'{x}[i]', node.dtype)}",
         ]
-        text.every(
-            "column", self.columns, [*self._begin(self.columns), f"for k in range({self.count}):", *indented(body)]
-        )
-        return [text.launch(one_block=small) for text in texts]
+        body = [*self._begin(self.columns), f"for k in range({self.count}):", *indented(body)]
+        text.every("column", self.columns, body)
+        return [text.launch(one_block=True)] if small else [clearing.launch(), text.launch()]
 
     # ------------------------------------------------------------ parts
 
