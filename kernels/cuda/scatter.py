@@ -190,15 +190,11 @@ class Scatter:
         each = min(EACH, -(-self.part // self.threads))
         positions = text.shared("positions", self.threads * each, INT32)
         chosen = text.shared("chosen", self.threads * each, INT32)
-        lines, keep = ["hits = int32(0)"], []
+        lines, keep = ["hits = int32(0)"], ["rank = int64(hits_before)"]
         for k in range(each):
-            lines += self._choice(text, k, each)
-            keep += [
-                f"if hit{k}:",
-                f"    {positions}[rank] = {index(('thread', each), offset=k)}",
-                f"    {chosen}[rank] = run{k}",
-                "    rank += 1",
-            ]
+            place = index(("thread", each), offset=k)
+            lines += self._choice(text, k, f"at + {place}")
+            keep += [f"if hit{k}:", f"    {positions}[rank] = {place}", f"    {chosen}[rank] = run{k}", "    rank += 1"]
         walk = [
             f"run = int64({chosen}[k])",
             f"if {rest('run', self.teams, self.runs)} == team:",
@@ -206,13 +202,7 @@ class Scatter:
             *indented(self._add(text, result)),
             "k += 1",
         ]
-        found = [
-            *in_block(text, "hits", INT32),
-            "rank = int64(hits_before)",
-            *keep,
-            "cuda.syncthreads()",
-            "k = int64(0)",
-        ]
+        found = [*in_block(text, "hits", INT32), *keep, "cuda.syncthreads()", "k = int64(0)"]
         return [
             *lines,
             "if cuda.syncthreads_count(hits) > 0:",
@@ -220,9 +210,8 @@ class Scatter:
             f"at += {self.threads * each}",
         ]
 
-    def _choice(self, text: CallText, k: int, each: int) -> list[str]:
+    def _choice(self, text: CallText, k: int, place: str) -> list[str]:
         """Which run of the tile a thread's k-th index chooses, if any."""
-        place = f"at + {index(('thread', each), offset=k)}"
         at = index(("source", 1), (f"({place})", self.after)) if self.along else place
         return [
             f"hit{k} = False",
@@ -239,10 +228,8 @@ class Scatter:
         row, place = index(("source", 1), ("i", self.after)), index(("target", 1), ("(first + run)", self.after))
         load, values = loaded(text.operand(0), row, self.lanes, "v")
         again, totals = loaded(result, "place", self.lanes, "s")
-        return [f"place = {place}", *load, *again, *stored(result, "place", self._sums(totals, values))]
-
-    def _sums(self, totals: list[str], values: list[str]) -> list[str]:
-        return [added(total, value, self.call.node.dtype) for total, value in zip(totals, values, strict=True)]
+        sums = [added(total, value, self.call.node.dtype) for total, value in zip(totals, values, strict=True)]
+        return [f"place = {place}", *load, *again, *stored(result, "place", sums)]
 
     # ------------------------------------------------------------ one thread for each column
 
