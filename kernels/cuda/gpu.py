@@ -73,7 +73,6 @@ class GPU(Hardware):
         self._pool = self.call("cuDeviceGetDefaultMemPool", self._device)
         self._pool_attribute("RELEASE_THRESHOLD", 2**63 - 1)  # keep what is freed for the next allocation
         self._default = Stream(self, self.call("cuStreamCreate", 1))  # 1: does not wait for the legacy stream
-        self._several = False
         self._staging = Staging(self)
 
     # ------------------------------------------------------------ calls
@@ -133,7 +132,7 @@ class GPU(Hardware):
 
     def new_stream(self) -> Stream:
         self._enter()
-        self._several = True
+        self.several_streams = True
         return Stream(self, self.call("cuStreamCreate", 1))
 
     @contextmanager
@@ -146,7 +145,7 @@ class GPU(Hardware):
             self._thread.stream = before
 
     def use(self, buffers: Iterable[Buffer]) -> None:
-        if not self._several:
+        if not self.several_streams:
             return
         current = self.stream
         for buffer in buffers:

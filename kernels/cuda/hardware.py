@@ -72,6 +72,7 @@ class Hardware(ABC):
         title: as its maker has it.
         target: what kernels are generated for.
         capability: its generation, such as (9, 0).
+        several_streams: whether work may be on another stream than the one of the thread.
         identity: the part of a cache's key that names what its machine code depends on; empty where there is none.
     """
 
@@ -80,6 +81,7 @@ class Hardware(ABC):
     target: Target
     capability: tuple[int, int]
     identity: str
+    several_streams: bool = False
 
     @abstractmethod
     def allocate(self, nbytes: int) -> int:
