@@ -74,6 +74,11 @@ class Hardware(ABC):
     capability: tuple[int, int]
     identity: str
 
+    @property
+    @abstractmethod
+    def stream(self) -> Any:
+        """The queue that this Python thread puts its work into."""
+
     @abstractmethod
     def allocate(self, nbytes: int) -> int:
         """The address of new memory, aligned to 256 bytes.
