@@ -204,9 +204,7 @@ def _exchanged(builder: Any, kind: str, word: Any, lane: Any, last: int) -> Any:
 
 
 shuffle_xor = _shuffle("bfly", 0x1F, "shuffle_xor")  # of the thread whose lane differs in the bit `distance`
-shuffle_up = _shuffle(
-    "up", 0, "shuffle_up"
-)  # of the thread `distance` lanes below; the thread's own where there is none
+shuffle_up = _shuffle("up", 0, "shuffle_up")  # of the thread `distance` lanes below, or its own where there is none
 
 
 # ---------------------------------------------------------------- shared memory
@@ -222,6 +220,7 @@ def shared_memory(typingctx: Any, count: Any, dtype: Any) -> Any:
         kind = context.get_data_type(dtype.instance_type)
         memory = ir.ArrayType(kind, count.literal_value)
         found = ir.GlobalVariable(builder.module, memory, builder.module.get_unique_name("shared"), SHARED)
+        found.linkage = "internal"  # a name that nobody else sees may have any characters
         found.align = VECTOR_BYTES
         found.initializer = ir.Constant(memory, ir.Undefined)
         return builder.bitcast(builder.addrspacecast(found, memory.as_pointer()), kind.as_pointer())
@@ -239,7 +238,7 @@ def _loader(count: int) -> Any:
         result = types.UniTuple(pointer.dtype, count)
 
         def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            place = _vector_place(builder, *arguments, count)
+            place = _vector_place(builder, arguments[0], arguments[1], count)
             loaded = builder.load(place, align=_vector_bytes(place))
             values = [builder.extract_element(loaded, _WORD(k)) for k in range(count)]
             return context.make_tuple(builder, result, values)
@@ -251,7 +250,7 @@ def _loader(count: int) -> Any:
 
 def _storer(count: int) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        place = _vector_place(builder, *arguments[:2], count)
+        place = _vector_place(builder, arguments[0], arguments[1], count)
         vector = ir.Constant(place.type.pointee, ir.Undefined)
         for k, value in enumerate(arguments[2:]):
             vector = builder.insert_element(vector, value, _WORD(k))

@@ -71,7 +71,6 @@ class GPU(Hardware):
         self._pool_attribute("RELEASE_THRESHOLD", 2**63 - 1)  # keep what is freed for the next allocation
         self.idle_streams: list[tuple[Any, Any]] = []
         self._default = Stream(self)
-        self._several = False  # whether there has been any other stream
         self._staging = Staging(self)
         self._free = self.driver.cuMemFreeAsync
         self.call.opened = True
@@ -116,7 +115,7 @@ class GPU(Hardware):
 
     def new_stream(self) -> Stream:
         self._enter()
-        self._several = True
+        self.several = True
         return Stream(self)
 
     @contextmanager
@@ -129,7 +128,7 @@ class GPU(Hardware):
             self._thread.stream = before
 
     def use(self, buffers: Iterable[Buffer]) -> None:
-        if not self._several:
+        if not self.several:
             return
         current, used = self.stream, list(buffers)
         for other in {buffer.stream for buffer in used} - {current}:

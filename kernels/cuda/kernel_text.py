@@ -69,7 +69,7 @@ class KernelText(GroupText):
         if key not in self._shared:
             self._shared[key] = name = f"shared{len(self._shared)}"
             kind = "uint8" if dtype == BOOL else dtype.name
-            self.top.append(f"{name} = cuda.shared.array({count}, {kind})")
+            self.top.append(f"{name} = shared_memory({count}, {kind})")
         return self._shared[key]
 
     def working(self, node: Node, dtype: DType) -> str:

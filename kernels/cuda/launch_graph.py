@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from staticgrad.kernels.cuda.hardware import BoundLaunch, LaunchSequence
@@ -67,7 +68,7 @@ class LaunchGraph(LaunchSequence):
             self._update()
         if self._executable is None:
             if not self._ran or len(self.launches) < 2:
-                self._run_plainly(stream)
+                self._start(0, len(self.launches), stream)
                 self._ran = True
                 return
             self._capture()
@@ -75,17 +76,32 @@ class LaunchGraph(LaunchSequence):
         if code:
             raise gpu.call.error("cuGraphLaunch", code)
 
+    def run_timed(self, ends: Sequence[int]) -> list[float]:
+        call, stream = self._gpu.call, self._gpu.stream
+        self._update()
+        events = [call("cuEventCreate", 0) for _ in range(len(ends) + 1)]
+        try:
+            call("cuEventRecord", events[0], stream.handle)
+            for first, end, event in zip([0, *ends], ends, events[1:], strict=False):
+                self._start(first, end, stream)
+                call("cuEventRecord", event, stream.handle)
+            stream.synchronize()
+            return [call("cuEventElapsedTime", begin, end) * 1e-3 for begin, end in pairwise(events)]
+        finally:
+            self._gpu.give_back(*(("cuEventDestroy", event) for event in events))
+
     def _update(self) -> None:
         """Take over the addresses that have changed, also into the graph."""
         for number in self.changed:
-            self._values[self._ends[number] : self._ends[number + 1]] = self.launches[number].addresses
+            addresses: Any = self.launches[number].addresses
+            self._values[self._ends[number] : self._ends[number + 1]] = addresses
             if self._executable is not None:
                 self._gpu.call("cuGraphExecKernelNodeSetParams", self._executable, *self._nodes[number])
         self.changed.clear()
 
-    def _run_plainly(self, stream: Stream) -> None:
-        """Start every launch by itself."""
-        for shape, arguments in self._plain:
+    def _start(self, first: int, end: int, stream: Stream) -> None:
+        """Start launches one by one."""
+        for shape, arguments in self._plain[first:end]:
             self._gpu.call("cuLaunchKernel", *shape, stream.handle, *arguments)
 
     def _plain_arguments(self, number: int) -> tuple[tuple[Any, ...], tuple[int, int]]:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import struct
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
+from itertools import chain
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -88,6 +91,7 @@ class Program:
         self._table = Table(len(graph.inputs), len(graph.outputs), len(facts["constants"]))
         self._may_fail = bool(facts["errors"])
         self._lock = threading.Lock()
+        self._seconds: list[float] | None = None
         self._entries: list[int] = [0] * self._table.size
         self._staging: dict[int, Buffer] = {}
 
@@ -115,24 +119,44 @@ class Program:
             OutOfMemoryError: the first run did not find the memory that the plan needs.
         """
         with self._lock:
-            sequence = self._sequence
-            arrays = [value.buffer for value in (*inputs, *outputs) if isinstance(value, DeviceArray)]
-            self.hardware.use([self._memory, *arrays])
-            entry = 1
-            for value in inputs:
-                if isinstance(value, DeviceArray):
-                    self._bind(entry, value.address)
-                else:
-                    staged = self._staged(entry, value.nbytes)
-                    self.hardware.write(staged, value)
-                    self._bind(entry, staged)
-                entry += 1
-            for value in outputs:
-                self._bind(entry, value.address)
-                entry += 1
-            sequence.run()
+            self._bind_all(inputs, outputs)
+            begin = perf_counter()
+            self._sequence.run()
             if self._may_fail:
                 self._check()
+            if self._seconds is not None:
+                self.hardware.synchronize()
+                self._seconds.append(perf_counter() - begin)
+
+    @contextmanager
+    def timed(self) -> Iterator[list[float]]:
+        """The seconds of every run inside the block, until the device is done."""
+        seconds: list[float] = []
+        self._seconds = seconds
+        try:
+            yield seconds
+        finally:
+            self._seconds = None
+
+    def timed_by_group(self, cache: DiskCache | None = None) -> TimedProgram:
+        """The same program, which tells how long each group of its plan takes."""
+        return TimedProgram(self)
+
+    def _bind_all(self, inputs: Sequence[Array | DeviceArray], outputs: Sequence[DeviceArray]) -> None:
+        """Have the launches work on these arrays."""
+        _ = self._sequence  # so that it is there, whole, before anything is bound
+        if self.hardware.several:
+            arrays = [value.buffer for value in (*inputs, *outputs) if isinstance(value, DeviceArray)]
+            self.hardware.use([self._memory, *self._staging.values(), *arrays])
+        entries = self._entries
+        for entry, value in enumerate(chain(inputs, outputs), 1):
+            if isinstance(value, DeviceArray):
+                address = value.address
+            else:
+                address = self._staged(entry, value.nbytes)
+                self.hardware.write(address, value)
+            if entries[entry] != address:
+                self._bind(entry, address)
 
     def run_and_read(self, inputs: Sequence[Array | DeviceArray], outputs: Sequence[DeviceArray]) -> dict[Node, Array]:
         """`run`, and a copy of every value that was stored in the arena; of a program compiled without reuse."""
@@ -146,10 +170,9 @@ class Program:
 
     def _bind(self, entry: int, address: int) -> None:
         """Have every launch that works on an entry of the table find it at this address."""
-        if self._entries[entry] != address:
-            self._entries[entry] = address
-            for number, position, offset in self._users[entry]:
-                self._sequence.set_address(number, position, address + offset)
+        self._entries[entry] = address
+        for number, position, offset in self._users[entry]:
+            self._sequence.set_address(number, position, address + offset)
 
     def _check(self) -> None:
         report = np.zeros(ERROR_WORDS, np.int64)
@@ -210,8 +233,12 @@ class Program:
                 for symbol, addresses, grid, block in self._facts["steps"]
             ]  # fmt: skip
             sequence = self.hardware.sequence(launches)
-            self.__dict__["_sequence"] = sequence
-            self._place_constants()
+            self.__dict__["_sequence"] = sequence  # `_bind` needs it
+            try:
+                self._place_constants()
+            except BaseException:
+                del self.__dict__["_sequence"]
+                raise
             return sequence
 
     def _place_constants(self) -> None:
@@ -262,6 +289,24 @@ class Program:
         if identity != hardware.identity:
             raise ValueError(f"program: compiled for {identity}; this is {hardware.identity}")
         return cls(graph if graph is not None else from_json(stored), facts, data[end:], hardware)
+
+
+class TimedProgram:
+    """A program that tells how long each group of its plan took on the device."""
+
+    def __init__(self, program: Program) -> None:
+        self._program = program
+
+    def run(self, inputs: Sequence[Array | DeviceArray], outputs: Sequence[DeviceArray]) -> Array:
+        """Run once, as `Program.run` does, and return seconds: of each group, and last of the copies at the end."""
+        program = self._program
+        with program._lock:
+            program._bind_all(inputs, outputs)
+            ends = [*program._facts["ends"], len(program._facts["steps"])]
+            seconds = program._sequence.run_timed(ends)
+            if program._may_fail:
+                program._check()
+        return np.array(seconds)
 
 
 def _apart(nbytes: int) -> int:

@@ -11,11 +11,9 @@ from dataclasses import dataclass, replace
 from math import isqrt
 from typing import Literal
 
-from staticgrad.kernels.cuda.launch import Launch, blocks_for
+from staticgrad.kernels.cuda.launch import Launch
 from staticgrad.kernels.cuda.running_total import in_block, in_team
 from staticgrad.kernels.cuda.structural import (
-    GRID,
-    MOST_BLOCKS,
     Call,
     CallText,
     added,
@@ -30,6 +28,7 @@ from staticgrad.kernels.cuda.structural import (
     rest,
     stored,
 )
+from staticgrad.kernels.group_text import term
 
 EACH = 4  # neighbours that a thread has in hand, in a row or one after the other in a column
 TILES = 4  # of a part of a row, at least
@@ -99,9 +98,11 @@ class _Scan:
             return [begin]
         return [begin, "if part > 0:", f"    carry = {self.totals(text)}[{end}]"]
 
-    def place(self, position: str, count: int = 1) -> str:
-        """The index along the axis of the first of `count` elements, from their position in the order of adding."""
-        return f"({self.extent - count} - ({position}))" if self.backwards else position
+    def place(self, counter: str, offset: int, count: int = 1) -> str:
+        """The index of the first of `count` elements, from their position in the order of adding: counter + offset."""
+        if self.backwards:
+            return f"start + {(self.extent - count - offset) * self.after} - {term(counter, self.after)}"
+        return index(("start", 1), (counter, self.after), offset=offset * self.after)
 
 
 # ---------------------------------------------------------------- rows
@@ -122,10 +123,11 @@ def _by_team(scan: _Scan) -> Launch:
     team = min(target.block, power_of_two(-(-length // EACH)))
     alone = team > target.warp or EACH * team < length
     text = scan.call.text(team if alone else scan.call.threads(units * team))
-    teams, lines = text.threads // team, []
-    if teams > 1:
-        lines += [f"inside = unit < {units}", f"unit = select(inside, unit, int64({units - 1}))"]
-    lines += [
+    teams = text.threads // team
+    text.lines += [
+        f"mine = {index((rest('thread', team, text.threads), EACH))}",
+        f"unit = {index(('block', teams), (quotient('thread', team, text.threads), 1))}",
+        *([f"inside = unit < {units}", f"unit = select(inside, unit, int64({units - 1}))"] if teams > 1 else []),
         f"part = {rest('unit', scan.parts, units)}",
         f"start = {index((quotient('unit', scan.parts, units), scan.extent))}",
         *scan.carry(text, "unit - 1"),
@@ -134,15 +136,8 @@ def _by_team(scan: _Scan) -> Launch:
         *(_tiles(scan, text, team) if alone else _tile(scan, text, team, in_team(text, "total", dtype, team))),
     ]
     if scan.stage == "totals":
-        lines += ["if thread == 0:", f"    {scan.totals(text)}[unit] = carry"]
-    text.lines += [
-        f"mine = {rest('thread', team, text.threads)} * {EACH}",
-        f"first = block * {teams}",
-        f"while first < {units}:",
-        f"    unit = {index(('first', 1), (quotient('thread', team, text.threads), 1))}",
-        *indented([*lines, f"first += {GRID} * {teams}"]),
-    ]
-    text.grid = blocks_for(units, teams, MOST_BLOCKS)
+        text.lines += ["if thread == 0:", f"    {scan.totals(text)}[unit] = carry"]
+    text.grid = -(-units // teams)
     return text.launch()
 
 
@@ -177,7 +172,7 @@ def _neighbours(scan: _Scan, text: CallText) -> list[str]:
     lines = [f"v{k} = {neutral(scan.call.node.dtype)}" for k in range(EACH)]
     lanes = scan.lanes
     for first in range(0, EACH, lanes):
-        place = f"start + {scan.place(index(('j', 1), offset=first), lanes)}"
+        place = scan.place("j", first, lanes)
         load, values = loaded(scan.source(text), place, lanes, "a")
         values = values[::-1] if scan.backwards else values
         lines += [f"if {index(('j', 1), offset=first)} < end:", *indented(load)]
@@ -189,7 +184,7 @@ def _put(scan: _Scan, text: CallText, team: int) -> list[str]:
     """Store the running totals of the elements from the j-th on."""
     lines, lanes = [], scan.lanes
     for first in range(0, EACH, lanes):
-        place = f"start + {scan.place(index(('j', 1), offset=first), lanes)}"
+        place = scan.place("j", first, lanes)
         totals = [added("total_before", f"v{first + k}", scan.call.node.dtype) for k in range(lanes)]
         inside = f"{index(('j', 1), offset=first)} < end"
         lines.append(f"if inside & ({inside}):" if team < text.threads else f"if {inside}:")
@@ -209,11 +204,11 @@ def _by_column(scan: _Scan) -> Launch:
     """Every column, or part of one, by a thread of its own."""
     units, length = scan.before * scan.parts * scan.after, -(-scan.extent // scan.parts)
     over = quotient("unit", scan.after, units)
-    row = index((quotient("unit", scan.after * scan.parts, units), scan.extent * scan.after))
+    row = (quotient("unit", scan.after * scan.parts, units), scan.extent * scan.after)
     text = scan.call.text(scan.call.threads(units))
     lines = [
         f"part = {rest(over, scan.parts, units // scan.after)}",
-        f"start = {row} + {rest('unit', scan.after, units)}",
+        f"start = {index(row, (rest('unit', scan.after, units), 1))}",
         *scan.carry(text, f"unit - {scan.after}"),
         f"at = {index(('part', length))}",
         f"end = min(at + {length}, {scan.extent})",
@@ -232,8 +227,7 @@ def _steps(scan: _Scan, text: CallText, count: int) -> list[str]:
     """Add some elements to `carry`; all are on their way before the first is needed."""
     lines, adding = [], []
     for k in range(count):
-        place = index(("start", 1), (f"({scan.place(index(('at', 1), offset=k))})", scan.after))
-        lines += [f"place{k} = {place}", f"a{k} = {scan.source(text)}[place{k}]"]
+        lines += [f"place{k} = {scan.place('at', k)}", f"a{k} = {scan.source(text)}[place{k}]"]
         adding.append(f"carry = {added('carry', f'a{k}', scan.call.node.dtype)}")
         if scan.stage != "totals":
             adding.append(f"{scan.target(text)}[place{k}] = carry")

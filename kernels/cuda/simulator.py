@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -87,12 +89,13 @@ class Pointer:
         self._start = start // kind.itemsize
 
     def __getitem__(self, index: int) -> Any:
-        return self._elements[self._place(index)]
+        return self._elements[self.place(index)]
 
     def __setitem__(self, index: int, value: Any) -> None:
-        self._elements[self._place(index)] = value
+        self._elements[self.place(index)] = value
 
-    def _place(self, index: int) -> int:
+    def place(self, index: int) -> int:
+        """Where an element lies in its allocation."""
         place = self._start + index
         if not 0 <= place < len(self._elements):
             raise IndexError(f"cuda simulator: index {index} leaves the allocation of {len(self._elements)} elements")
@@ -219,24 +222,41 @@ class _SimulatedSequence(LaunchSequence):
     memory: Memory = field(kw_only=True)
 
     def run(self) -> None:
+        self.run_timed([len(self.launches)])
+
+    def run_timed(self, ends: Sequence[int]) -> list[float]:
         self.changed.clear()
-        for one in self.launches:
-            function, dtypes = one.function
-            launch(function, dtypes, self.memory, one.addresses, one.grid, one.block)
+        seconds, first = [], 0
+        for end in ends:
+            begin = perf_counter()
+            for one in self.launches[first:end]:
+                function, dtypes = one.function
+                launch(function, dtypes, self.memory, one.addresses, one.grid, one.block)
+            seconds.append(perf_counter() - begin)
+            first = end
+        return seconds
 
 
 # ---------------------------------------------------------------- what kernels use
 
 
 def _exchange(value: Any, other: Callable[[int], int]) -> Any:
-    """The value of the thread `other(this)`, or this one's where there is none; all threads of the block come here."""
+    """The value of the thread `other(this)` at its own exchange of this number; this one's where nobody is there.
+
+    A thread waits for that one only, as in a warp no thread waits for another warp: what needs a barrier fails here.
+    """
     me: Any = threading.current_thread()
     values = me._manager.__dict__.setdefault("exchanged", {})
-    values[me.thread_id] = value
-    me.syncthreads()
-    found = values.get(other(me.thread_id), value)
-    me.syncthreads()
-    return found
+    number = me.__dict__["exchanges"] = me.__dict__.get("exchanges", 0) + 1
+    values[me.thread_id, number] = value
+    wanted = (other(me.thread_id), number)
+    if not 0 <= wanted[0] < me._manager._block_dim[0]:
+        return value
+    while wanted not in values:
+        if me.abort:
+            raise RuntimeError("another thread of the block has failed")
+        time.sleep(0)
+    return values[wanted]
 
 
 def _shuffle_xor(value: Any, distance: int) -> Any:
@@ -278,18 +298,21 @@ def _checked_position(index: Any, extent: int, status: Pointer, code: Pointer) -
     return _check(index, extent, status, code, int(index))
 
 
+def _require_aligned(pointer: Pointer, index: int, count: int) -> None:
+    if pointer.place(index) % count:
+        raise IndexError(f"cuda simulator: {count} elements at {index}, which is not aligned")
+
+
 def _load(count: int) -> Callable[..., Any]:
     def load(pointer: Pointer, index: int) -> tuple[Any, ...]:
-        if index % count:
-            raise IndexError(f"cuda simulator: {count} elements at {index}, which is not aligned")
+        _require_aligned(pointer, index, count)
         return tuple(pointer[index + k] for k in range(count))
 
     return load
 
 
 def _store(pointer: Pointer, index: int, *values: Any) -> None:
-    if index % len(values):
-        raise IndexError(f"cuda simulator: {len(values)} elements at {index}, which is not aligned")
+    _require_aligned(pointer, index, len(values))
     for k, value in enumerate(values):
         pointer[index + k] = value
 

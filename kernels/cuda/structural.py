@@ -159,7 +159,7 @@ class CallText:
 
     def shared(self, name: str, count: int, dtype: DType) -> str:
         """An array in the block's shared memory."""
-        line = f"{name} = cuda.shared.array({count}, {'uint8' if dtype == BOOL else dtype.name})"
+        line = f"{name} = shared_memory({count}, {'uint8' if dtype == BOOL else dtype.name})"
         if line not in self.top:
             self.top.append(line)
         return name
@@ -170,8 +170,9 @@ class CallText:
 
     def every(self, counter: str, size: int, body: Sequence[str], lanes: int = 1) -> None:
         """Do `body` for every one of `size` elements, `lanes` of them at once, by all threads of the grid."""
+        thread = f"block * {self.threads} + thread"
         self.lines += [
-            f"{counter} = (block * {self.threads} + thread) * {lanes}",
+            f"{counter} = {thread if lanes == 1 else f'({thread}) * {lanes}'}",
             f"while {counter} < {size}:",
             *indented([*body, f"{counter} += {GRID} * {self.threads * lanes}"]),
         ]
