@@ -72,8 +72,8 @@ class Hardware(ABC):
         title: as its maker has it.
         target: what kernels are generated for.
         capability: its generation, such as (9, 0).
-        several_streams: whether work may be on another stream than the one of the thread.
         identity: the part of a cache's key that names what its machine code depends on; empty where there is none.
+        several: whether work has been queued on more than one stream; `use` has nothing to do as long as it has not.
     """
 
     name: str
@@ -81,7 +81,12 @@ class Hardware(ABC):
     target: Target
     capability: tuple[int, int]
     identity: str
-    several_streams: bool = False
+    several: bool = False
+
+    @property
+    @abstractmethod
+    def stream(self) -> Any:
+        """The queue that this Python thread puts its work into."""
 
     @abstractmethod
     def allocate(self, nbytes: int) -> int:

@@ -158,23 +158,27 @@ class Program:
 
     def _bind_all(self, inputs: Sequence[Array | DeviceArray], outputs: Sequence[DeviceArray]) -> None:
         """Have the launches work on these arrays."""
+        _ = self._sequence  # so that it is there, whole, before anything is bound
         self._bound_to = None
-        self.hardware.use(self._buffers([*inputs, *outputs]))
+        if self.hardware.several:
+            self.hardware.use(self._buffers([*inputs, *outputs]))
         for entry, value in enumerate([*inputs, *outputs], 1):
             self._bind_value(entry, value)
 
     def _buffers(self, values: Sequence[Array | DeviceArray]) -> list[Buffer]:
-        return [self._memory, *(value.buffer for value in values if isinstance(value, DeviceArray))]
+        arrays = (value.buffer for value in values if isinstance(value, DeviceArray))
+        return [self._memory, *self._staging.values(), *arrays]
 
     def _bind_value(self, entry: int, value: Array | DeviceArray) -> None:
         """Have the launches find an array where it is, or where it is copied to."""
         if isinstance(value, DeviceArray):
-            self._bind(entry, value.address)
+            address = value.address
         else:
-            staged = self._staged(entry, value.nbytes)
-            self.hardware.write(staged, value)
+            address = self._staged(entry, value.nbytes)
+            self.hardware.write(address, value)
             self._known_numbers.pop(entry, None)
-            self._bind(entry, staged)
+        if self._entries[entry] != address:
+            self._bind(entry, address)
 
     def _stage_number(self, entry: int, number: array[Any]) -> None:
         """Copy a number to the device, if it is not there already."""
@@ -182,7 +186,8 @@ class Program:
         if self._known_numbers.get(entry) != number[0]:
             self.hardware.write(staged, np.frombuffer(number, number.typecode))
             self._known_numbers[entry] = number[0]
-        self._bind(entry, staged)
+        if self._entries[entry] != staged:
+            self._bind(entry, staged)
 
     def run_and_read(self, inputs: Sequence[Array | DeviceArray], outputs: Sequence[DeviceArray]) -> dict[Node, Array]:
         """`run`, and a copy of every value that was stored in the arena; of a program compiled without reuse."""
@@ -196,10 +201,9 @@ class Program:
 
     def _bind(self, entry: int, address: int) -> None:
         """Have every launch that works on an entry of the table find it at this address."""
-        if self._entries[entry] != address:
-            self._entries[entry] = address
-            for number, position, offset in self._users[entry]:
-                self._sequence.set_address(number, position, address + offset)
+        self._entries[entry] = address
+        for number, position, offset in self._users[entry]:
+            self._sequence.set_address(number, position, address + offset)
 
     def new_workspace(self) -> Workspace:
         """What a bound call hands its arrays to."""
@@ -265,8 +269,12 @@ class Program:
                 for symbol, addresses, grid, block in self._facts["steps"]
             ]  # fmt: skip
             sequence = self.hardware.sequence(launches)
-            self.__dict__["_sequence"] = sequence
-            self._place_constants()
+            self.__dict__["_sequence"] = sequence  # `_bind` needs it
+            try:
+                self._place_constants()
+            except BaseException:
+                del self.__dict__["_sequence"]
+                raise
             return sequence
 
     def _place_constants(self) -> None:
@@ -369,16 +377,17 @@ class Prepared:
     def _run(self, numbers: Sequence[tuple[int, array[Any]]], *arrays: Any) -> bool:
         program = self._program
         with program._lock:
+            _ = program._sequence
+            if program.hardware.several:
+                program.hardware.use(program._buffers([*arrays, *(value for _, value in self._fixed)]))
             if program._bound_to is not self.key:
                 for entry, value in self._fixed:
-                    program._bind(entry, value.address)
+                    program._bind_value(entry, value)
                 program._bound_to = self.key
             for entry, number in numbers:
                 program._stage_number(entry, number)
             for entry, value in zip(self._changing, arrays, strict=True):
                 program._bind_value(entry, value)
-            if program.hardware.several_streams:
-                program.hardware.use(program._buffers([*arrays, *(value for _, value in self._fixed)]))
             return program._start()
 
 

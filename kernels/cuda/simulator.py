@@ -157,6 +157,11 @@ class SimulatedGPU(Hardware):
     def __init__(self, target: Target = SMALL) -> None:
         self.target = target
         self.memory = Memory()
+        self._stream = SimulatedStream()
+
+    @property
+    def stream(self) -> SimulatedStream:
+        return self._stream
 
     def allocate(self, nbytes: int) -> int:
         if self.memory.used + nbytes > self.total_bytes:
