@@ -26,11 +26,9 @@ class Device(ABC):
 
     Attributes:
         name: "cpu", "cuda:0", ….
-        binds_calls: whether calls of its programs can be written out as Python that fills a table of addresses.
     """
 
     name: str
-    binds_calls: bool = False
 
     @property
     def label(self) -> str:
@@ -88,6 +86,30 @@ class Device(ABC):
     @abstractmethod
     def overlaps(self, array: Array, others: Sequence[Array]) -> bool:
         """Whether an array shares memory with one of several that live here."""
+
+    @property
+    def names(self) -> dict[str, Any]:
+        """What the conditions of `refusals` may use beside."""
+        return {}
+
+    @abstractmethod
+    def binds(self, array: Array, *, written: bool) -> bool:
+        """Whether a program can be bound to an array of state for many calls, also one that it writes."""
+
+    @abstractmethod
+    def refusals(self, name: str, *, written: bool) -> list[str]:
+        """The conditions, as text, under which a bound call does not take the array called `name` as an argument.
+
+        They may use `ndarray`, `written` (the ids of written arrays and of what owns their memory), and
+        `overlaps(array)`, whether an array that lives here reaches into written memory. `written` says whether there is
+        any.
+        """
+
+    @abstractmethod
+    def prepare(
+        self, program: Any, fixed: Mapping[int, Array], numbers: Mapping[int, str], changing: Sequence[int]
+    ) -> Any:
+        """Runs of a program that have most of their arrays in common; see `kernels.cpu.program.Prepared`."""
 
     @abstractmethod
     def compile(self, graph: Graph, *, reuse: bool = True, poison: bool = False, cache: DiskCache | None = None) -> Any:

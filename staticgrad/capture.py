@@ -38,14 +38,18 @@ class State:
     tensor: Tensor
     name: str
     plain: bool = False  # whether it stands for an array of NumPy's, which stays where it is
+    others: tuple[Tensor, ...] = ()  # that had the same storage when the function was captured
 
     def array(self) -> Any:
         """The storage that the tensor has now."""
         return self.tensor._value
 
     def move(self, array: Any) -> None:
-        """Have the tensor live in another array with the same elements."""
-        self.tensor._value = array
+        """Have the tensor, and those that share its storage, live in another array with the same elements."""
+        before, self.tensor._value = self.tensor._value, array
+        for other in self.others:
+            if other._value is before:
+                other._value = array
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,13 @@ class _Written:
 class Capture:
     """A graph under construction. `with capture:` makes it the thread's; ops then append to it."""
 
-    def __init__(self, names: Mapping[int, str] | None = None, device: str | None = None) -> None:
+    def __init__(
+        self,
+        names: Mapping[int, str] | None = None,
+        holders: Mapping[int, Sequence[Tensor]] | None = None,
+        device: str | None = None,
+    ) -> None:
+        self._holders = holders or {}
         self._device = device
         self.inputs: list[Node] = []
         self.bindings: list[Binding] = []
@@ -167,7 +177,11 @@ class Capture:
     def _state(self, tensor: Tensor, value: Any) -> Node:
         name = self._names.get(id(tensor)) or self._names.get(id(value)) or f"state{len(self._states)}"
         owner = self._entry_gradients.get(id(value))
-        binding: Binding = State(tensor, name, self.is_plain_array(tensor))
+        plain = self.is_plain_array(tensor)
+        holders = () if plain else tuple(self._holders.get(id(value), ()))
+        # Not a detached tensor made inside the function: that would not follow when the storage is replaced.
+        tensor = holders[0] if holders else tensor
+        binding: Binding = State(tensor, name, plain, holders[1:])
         if owner is not None:
             name = f"{self._names.get(id(owner), 'tensor')}.grad"
             binding = GradState(owner, name)

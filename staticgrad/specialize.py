@@ -60,24 +60,36 @@ class Output:
     position: int
 
 
-def names_of(values: Sequence[tuple[str, Any]]) -> dict[int, str]:
-    """Readable names, by id, of the tensors that `values` lead to: parameters, buffers, optimizers' state."""
+def tensors_of(values: Sequence[tuple[str, Any]]) -> tuple[dict[int, str], dict[int, list[Tensor]]]:
+    """The tensors that `values` lead to: parameters, buffers, optimizers' state.
+
+    Returns: readable names by the id of the tensor, and all tensors that share an array by the id of the array.
+    """
     names: dict[int, str] = {}
+    found: list[Tensor] = []
     values = [*values, *((f"{name}.{key}", item) for name, value in values for key, item in _attributes(value))]
     for name, value in values:
         if isinstance(value, Tensor):
             names.setdefault(id(value), name)
+            found.append(value)
         for listing in ("named_parameters", "named_buffers"):
             method = getattr(value, listing, None)
             if callable(method) and hasattr(value, "state_dict"):
                 for key, tensor in method():
                     names.setdefault(id(tensor), f"{name}.{key}")
+                    found.append(tensor)
     for name, value in values:
         if hasattr(value, "param_groups") and isinstance(getattr(value, "state", None), dict):
             for parameter, entries in value.state.items():
                 for key, tensor in entries.items():
                     names.setdefault(id(tensor), f"{name}.{names.get(id(parameter), 'parameter')}.{key}")
-    return names
+                    found.append(tensor)
+    holders: dict[int, list[Tensor]] = {}
+    for tensor in found:
+        sharing = holders.setdefault(id(tensor._value), [])
+        if not any(tensor is other for other in sharing):
+            sharing.append(tensor)
+    return names, holders
 
 
 def _attributes(value: Any) -> list[tuple[str, Any]]:
@@ -117,7 +129,7 @@ def _run_traced(
 ) -> tuple[Capture, Any, dict[int, tuple[int, Tensor, Node]]]:
     if device is None:
         device = drawn_to("compile", [leaf._value for leaf in leaves if isinstance(leaf, Tensor)])
-    held = Capture(names_of(watch.reached()), device)
+    held = Capture(*tensors_of(watch.reached()), device)
     traced, stand_ins = _stand_ins(held, leaves, paths)
     args, kwargs = rebuild(traced)
     structure = tree_flatten((args, kwargs))[1]

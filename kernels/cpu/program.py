@@ -150,7 +150,10 @@ class Program:
         from_cache: whether it was loaded from disk rather than compiled.
         early_outputs: the outputs that a run may have written although it failed.
         calls: what computes each group of the plan, in order: a kernel, "gemm" for BLAS, or both.
+        repeats: whether `repeat` runs many steps in one native call.
     """
+
+    repeats = True
 
     def __init__(self, graph: Graph, facts: Mapping[str, Any], code: bytes) -> None:
         self.graph = graph
