@@ -96,8 +96,9 @@ class Program:
         self._lock = threading.Lock()
         self._seconds: list[float] | None = None
         self._report = np.zeros(ERROR_WORDS, np.int64)
+        self._failures: dict[int, list[int]] = {}  # what runs have reported, by Python thread
         self._bound_to: object = None  # the key of the `Prepared` whose arrays are bound
-        self._known_numbers: dict[int, Any] = {}
+        self._known_numbers: dict[int, bytes] = {}  # that are on the device already
         self.free: list[Workspace] = []
         self._entries: list[int] = [0] * self._table.size
         self._staging: dict[int, Buffer] = {}
@@ -135,12 +136,20 @@ class Program:
         """Start the launches; whether they have reported an error, where they can."""
         begin = perf_counter()
         self._sequence.run()
-        if self._may_fail:
-            self.hardware.read(self._report, self._entries[0])
+        failed = self._may_fail and self._has_failed()
         if self._seconds is not None:
             self.hardware.synchronize()
             self._seconds.append(perf_counter() - begin)
-        return bool(self._report[0])
+        return failed
+
+    def _has_failed(self) -> bool:
+        """Whether the run has reported an error: kept for `fail` in this Python thread; the program can run again."""
+        self.hardware.read(self._report, self._entries[0])
+        if not self._report[0]:
+            return False
+        self._failures[threading.get_ident()] = self._report.tolist()
+        self.hardware.write(self._entries[0], np.zeros(STATUS_BYTES // 8, np.int64))
+        return True
 
     @contextmanager
     def timed(self) -> Iterator[list[float]]:
@@ -183,9 +192,10 @@ class Program:
     def _stage_number(self, entry: int, number: array[Any]) -> None:
         """Copy a number to the device, if it is not there already."""
         staged = self._staged(entry, 8)
-        if self._known_numbers.get(entry) != number[0]:
-            self.hardware.write(staged, np.frombuffer(number, number.typecode))
-            self._known_numbers[entry] = number[0]
+        value = number.tobytes()  # as bytes, 0.0 is not -0.0
+        if self._known_numbers.get(entry) != value:
+            self.hardware.write(staged, np.frombuffer(value, number.typecode))
+            self._known_numbers[entry] = value
         if self._entries[entry] != staged:
             self._bind(entry, staged)
 
@@ -210,10 +220,8 @@ class Program:
         return Workspace()
 
     def fail(self, workspace: Workspace | None = None) -> NoReturn:
-        """Raise what a run has reported, and have the program serve again."""
-        code, index, extent = map(int, self._report)
-        self._report[:] = 0
-        self.hardware.write(self._entries[0], np.zeros(STATUS_BYTES // 8, np.int64))
+        """Raise what the last run of this Python thread has reported."""
+        code, index, extent = self._failures.pop(threading.get_ident())
         if workspace is not None:
             self.free.append(workspace)
         node = self._nodes[self._facts["errors"][code - 1]]
@@ -381,6 +389,7 @@ class Prepared:
             if program.hardware.several:
                 program.hardware.use(program._buffers([*arrays, *(value for _, value in self._fixed)]))
             if program._bound_to is not self.key:
+                program._bound_to = None
                 for entry, value in self._fixed:
                     program._bind_value(entry, value)
                 program._bound_to = self.key
@@ -404,9 +413,8 @@ class TimedProgram:
             program._bind_all(inputs, outputs)
             ends = [*program._facts["ends"], len(program._facts["steps"])]
             seconds = program._sequence.run_timed(ends)
-            if program._may_fail:
-                program.hardware.read(program._report, program._entries[0])
-        if program._report[0]:
+            failed = program._may_fail and program._has_failed()
+        if failed:
             program.fail()
         return np.array(seconds)
 

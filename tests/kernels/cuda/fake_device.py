@@ -20,7 +20,7 @@ ILLEGAL_ADDRESS = 700
 OUT_OF_MEMORY = 2
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """A call that is answered with an error code."""
 
     def __init__(self, code: int) -> None:
@@ -116,7 +116,7 @@ class Context:
             if self._unused[nbytes]:
                 self._unused[nbytes] -= 1
             elif self.reserved + nbytes > self._total:
-                raise Refused(OUT_OF_MEMORY)
+                raise RefusedError(OUT_OF_MEMORY)
             else:
                 self.reserved += nbytes
             self.used += nbytes
@@ -193,7 +193,7 @@ class Context:
 
     def check(self) -> None:
         if self.error:
-            raise Refused(self.error)
+            raise RefusedError(self.error)
 
 
 @lru_cache(1024)
