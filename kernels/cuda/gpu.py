@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,13 +17,17 @@ import numpy as np
 from staticgrad.graph.errors import DeviceError
 from staticgrad.kernels.cpu.host import source_digest
 from staticgrad.kernels.cuda import toolkit
-from staticgrad.kernels.cuda.hardware import BoundLaunch, Hardware, LaunchSequence, out_of_memory
+from staticgrad.kernels.cuda.hardware import Bound, Hardware, LaunchSequence, out_of_memory
+from staticgrad.kernels.cuda.library import BoundProduct
+from staticgrad.kernels.cuda.product_nodes import ProductNodes
 from staticgrad.kernels.cuda.staging import Staging
 from staticgrad.kernels.cuda.target import Target
+from staticgrad.kernels.cuda.timing import seconds_of
 from staticgrad.kernels.kernel import Kernel
 
 if TYPE_CHECKING:
     from staticgrad.kernels.cuda.array import Buffer
+    from staticgrad.kernels.cuda.cublas import Cublas
 
 Array = np.ndarray[Any, Any]
 FATAL = frozenset({700, 702, 704, 709, 710, 714, 715, 716, 717, 718, 719})  # after these the context is gone
@@ -35,6 +40,7 @@ class Stream:
     def __init__(self, gpu: GPU, handle: Any) -> None:
         self.gpu = gpu
         self.handle = handle
+        self.workspace: Buffer | None = None  # that a library's products on this stream work in
 
     def synchronize(self) -> None:
         """Wait until all work queued on this stream is done."""
@@ -49,7 +55,7 @@ class GPU(Hardware):
     """
 
     def __init__(self, ordinal: int = 0, driver: Any = None) -> None:
-        self._driver = toolkit.driver() if driver is None else driver
+        self.driver = toolkit.driver() if driver is None else driver
         self.name = f"cuda:{ordinal}"
         self._failure = ""
         self._thread = threading.local()
@@ -81,14 +87,14 @@ class GPU(Hardware):
         """Call a function of the driver and give its results back; what it reports as an error is raised."""
         if self._failure:
             raise DeviceError(self._failure)
-        code, *results = getattr(self._driver, name)(*arguments)
+        code, *results = getattr(self.driver, name)(*arguments)
         if int(code):
             raise self._error(name, int(code))
         return results[0] if len(results) == 1 else results or None
 
     def _error(self, name: str, code: int) -> DeviceError:
-        _, what = self._driver.cuGetErrorName(self._driver.CUresult(code))
-        _, text = self._driver.cuGetErrorString(self._driver.CUresult(code))
+        _, what = self.driver.cuGetErrorName(self.driver.CUresult(code))
+        _, text = self.driver.cuGetErrorString(self.driver.CUresult(code))
         said = f"{what.decode()} ({text.decode()})"
         if code in FATAL:
             self._failure = (
@@ -97,7 +103,7 @@ class GPU(Hardware):
             )
             return DeviceError(self._failure)
         if name == "cuModuleLoadData":
-            version = self._driver.cuDriverGetVersion()[1]
+            version = self.driver.cuDriverGetVersion()[1]
             return DeviceError(
                 f"cuda: the driver (of CUDA {version // 1000}.{version % 1000 // 10}) does not load this code: {said}; "
                 f"it was made by {toolkit.versions()}: update the driver, or install packages of its CUDA version"
@@ -105,14 +111,14 @@ class GPU(Hardware):
         return DeviceError(f"cuda: {name} failed on {self.name}: {said}")
 
     def _attribute(self, name: str) -> int:
-        which = getattr(self._driver.CUdevice_attribute, f"CU_DEVICE_ATTRIBUTE_{name}")
+        which = getattr(self.driver.CUdevice_attribute, f"CU_DEVICE_ATTRIBUTE_{name}")
         return int(self.call("cuDeviceGetAttribute", which, self._device))
 
     def _pool_attribute(self, name: str, value: int | None = None) -> int:
-        which = getattr(self._driver.CUmemPool_attribute, f"CU_MEMPOOL_ATTR_{name}")
+        which = getattr(self.driver.CUmemPool_attribute, f"CU_MEMPOOL_ATTR_{name}")
         if value is None:
             return int(self.call("cuMemPoolGetAttribute", self._pool, which))
-        self.call("cuMemPoolSetAttribute", self._pool, which, self._driver.cuuint64_t(value))
+        self.call("cuMemPoolSetAttribute", self._pool, which, self.driver.cuuint64_t(value))
         return value
 
     def _enter(self) -> None:
@@ -162,7 +168,7 @@ class GPU(Hardware):
     def allocate(self, nbytes: int) -> int:
         stream = self.stream
         for attempt in range(2):
-            code, address = self._driver.cuMemAllocAsync(nbytes, stream.handle)
+            code, address = self.driver.cuMemAllocAsync(nbytes, stream.handle)
             if not int(code):
                 return int(address)
             if int(code) != 2:
@@ -178,7 +184,7 @@ class GPU(Hardware):
             return
         try:
             self._enter()
-            self._driver.cuMemFreeAsync(address, (stream or self._default).handle)
+            self.driver.cuMemFreeAsync(address, (stream or self._default).handle)
         except Exception:  # also while Python shuts down, when the driver may be gone
             return
 
@@ -231,12 +237,34 @@ class GPU(Hardware):
         module = self.call("cuModuleLoadData", code)
         return {symbol: self.call("cuModuleGetFunction", module, symbol.encode()) for symbol in kernels}
 
-    def sequence(self, launches: Sequence[BoundLaunch]) -> LaunchSequence:
-        return _Graph(list(launches), gpu=self, driver=self._driver)
+    def sequence(self, launches: Sequence[Bound]) -> LaunchSequence:
+        return _Graph(list(launches), gpu=self, driver=self.driver)
+
+    def seconds(self, launches: Sequence[Bound]) -> float:
+        return seconds_of(self, launches)
+
+    @property
+    def library(self) -> Cublas | None:
+        return self._cublas[0]
+
+    @property
+    def library_trouble(self) -> str:
+        return self._cublas[1]
+
+    @cached_property
+    def _cublas(self) -> tuple[Cublas | None, str]:
+        """cuBLAS, or why it cannot be used."""
+        from staticgrad.kernels.cuda.cublas import Cublas
+
+        try:
+            self._enter()
+            return Cublas(self), ""
+        except DeviceError as error:
+            return None, str(error)
 
     def close(self) -> None:
         self._failure = f"cuda: {self.name} was reset; make the tensors and compile the functions again"
-        self._driver.cuDevicePrimaryCtxReset(self._device)
+        self.driver.cuDevicePrimaryCtxReset(self._device)
 
 
 @dataclass
@@ -260,21 +288,20 @@ class _Graph(LaunchSequence):
         self._nodes: list[Any] = []
         self._parameters: list[Any] = []
         self._executable: Any = None
+        self._products = ProductNodes(self.gpu, self.launches)
         self.changed = set(range(len(self.launches)))
 
     def run(self) -> None:
         stream = self.gpu.stream
+        self.changed |= self._products.elsewhere(stream)
         for number in self.changed:
             first = self._first[number]
             for position, address in enumerate(self.launches[number].addresses):
                 self._values[first + position] = address
         if self._executable is None and self._runs and len(self.launches) > 1:
             self._capture()
-        elif self._executable is not None:
-            for number in self.changed:
-                self.gpu.call(
-                    "cuGraphExecKernelNodeSetParams", self._executable, self._nodes[number], self._parameters[number]
-                )
+        elif self._executable is not None and not all(map(self._update, self.changed)):
+            self._capture()
         self.changed.clear()
         if self._executable is not None:
             self.gpu.call("cuGraphLaunch", self._executable, stream.handle)
@@ -286,17 +313,37 @@ class _Graph(LaunchSequence):
         """Start every launch by itself."""
         stream = self.gpu.stream
         for number, one in enumerate(self.launches):
+            if isinstance(one, BoundProduct):
+                self._products.run(one)
+                continue
             arguments = (one.grid, 1, 1, one.block, 1, 1, 0, stream.handle, self._argument(number), 0)
             self.gpu.call("cuLaunchKernel", one.function, *arguments)
 
     def _argument(self, number: int) -> int:
         return ctypes.addressof(self._pointers) + 8 * self._first[number]
 
+    def _update(self, number: int) -> bool:
+        """Change the addresses of a launch in the graph; False where only another graph can have them."""
+        node, one = self._nodes[number], self.launches[number]
+        if isinstance(one, BoundProduct):
+            return self._products.update(self._executable, node, one)
+        self.gpu.call("cuGraphExecKernelNodeSetParams", self._executable, node, self._parameters[number])
+        return True
+
     def _capture(self) -> None:
         """Make the graph: each launch after the one before it."""
+        if self._executable is not None:
+            self.gpu.call("cuGraphExecDestroy", self._executable)  # frees it when its last run is over
+            self._executable = None
+        self._nodes, self._parameters = [], []
         graph = self.gpu.call("cuGraphCreate", 0)
         last: list[Any] = []
         for number, one in enumerate(self.launches):
+            if isinstance(one, BoundProduct):
+                last = [self._products.add(graph, last, one)]
+                self._nodes += last
+                self._parameters.append(None)
+                continue
             parameters = self.driver.CUDA_KERNEL_NODE_PARAMS()
             parameters.func = one.function
             parameters.gridDimX, parameters.gridDimY, parameters.gridDimZ = one.grid, 1, 1

@@ -1,0 +1,65 @@
+"""A library's products in a sequence of launches: as calls at first, and as parts of a CUDA graph from then on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from staticgrad.graph.errors import DeviceError
+from staticgrad.kernels.cuda.library import BoundProduct
+
+if TYPE_CHECKING:
+    from staticgrad.kernels.cuda.cublas import Cublas
+    from staticgrad.kernels.cuda.gpu import GPU, Stream
+    from staticgrad.kernels.cuda.hardware import Bound
+
+
+class ProductNodes:
+    """The products of one sequence of launches, each a node that holds the graph of what the library does.
+
+    Raises:
+        DeviceError: there are products, and no library that computes them.
+    """
+
+    def __init__(self, gpu: GPU, launches: Sequence[Bound]) -> None:
+        self._gpu = gpu
+        self._numbers = {number for number, one in enumerate(launches) if isinstance(one, BoundProduct)}
+        self._workspace = 0  # of the stream of the last run
+        if self._numbers and gpu.library is None:
+            raise DeviceError(f"program: it was compiled to use cuBLAS; {gpu.library_trouble}")
+
+    @property
+    def _library(self) -> Cublas:
+        assert self._gpu.library is not None
+        return self._gpu.library
+
+    def elsewhere(self, stream: Stream) -> set[int]:
+        """The numbers of the products that have to be changed because another stream's memory is worked in now."""
+        if not self._numbers or self._workspace == (address := self._library.workspace(stream)):
+            return set()
+        self._workspace = address
+        return self._numbers
+
+    def run(self, product: BoundProduct) -> None:
+        """Start a product by itself."""
+        self._library.run(product)
+
+    def add(self, graph: Any, after: Sequence[Any], product: BoundProduct) -> Any:
+        """The node of a product, new in a graph."""
+        part = self._library.captured(product)
+        try:
+            return self._gpu.call("cuGraphAddChildGraphNode", graph, list(after), len(after), part)  # copies the part
+        finally:
+            self._gpu.call("cuGraphDestroy", part)
+
+    def update(self, executable: Any, node: Any, product: BoundProduct) -> bool:
+        """Give a product its new addresses; False where the library does something else for them."""
+        part = self._library.captured(product)
+        try:
+            (code,) = self._gpu.driver.cuGraphExecChildGraphNodeSetParams(executable, node, part)
+        finally:
+            self._gpu.call("cuGraphDestroy", part)
+        return not int(code)
+
+
+__all__ = ["ProductNodes"]
