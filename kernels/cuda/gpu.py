@@ -55,7 +55,7 @@ class GPU(Hardware):
     """
 
     def __init__(self, ordinal: int = 0, driver: Any = None) -> None:
-        self.driver = toolkit.driver() if driver is None else driver
+        self._driver = toolkit.driver() if driver is None else driver
         self.name = f"cuda:{ordinal}"
         self._failure = ""
         self._thread = threading.local()
@@ -83,18 +83,23 @@ class GPU(Hardware):
 
     # ------------------------------------------------------------ calls
 
+    @property
+    def driver(self) -> Any:
+        """NVIDIA's functions and types; `call` is the way to call them where an error is nothing to go on with."""
+        return self._driver
+
     def call(self, name: str, *arguments: Any) -> Any:
         """Call a function of the driver and give its results back; what it reports as an error is raised."""
         if self._failure:
             raise DeviceError(self._failure)
-        code, *results = getattr(self.driver, name)(*arguments)
+        code, *results = getattr(self._driver, name)(*arguments)
         if int(code):
             raise self._error(name, int(code))
         return results[0] if len(results) == 1 else results or None
 
     def _error(self, name: str, code: int) -> DeviceError:
-        _, what = self.driver.cuGetErrorName(self.driver.CUresult(code))
-        _, text = self.driver.cuGetErrorString(self.driver.CUresult(code))
+        _, what = self._driver.cuGetErrorName(self._driver.CUresult(code))
+        _, text = self._driver.cuGetErrorString(self._driver.CUresult(code))
         said = f"{what.decode()} ({text.decode()})"
         if code in FATAL:
             self._failure = (
@@ -103,7 +108,7 @@ class GPU(Hardware):
             )
             return DeviceError(self._failure)
         if name == "cuModuleLoadData":
-            version = self.driver.cuDriverGetVersion()[1]
+            version = self._driver.cuDriverGetVersion()[1]
             return DeviceError(
                 f"cuda: the driver (of CUDA {version // 1000}.{version % 1000 // 10}) does not load this code: {said}; "
                 f"it was made by {toolkit.versions()}: update the driver, or install packages of its CUDA version"
@@ -111,14 +116,14 @@ class GPU(Hardware):
         return DeviceError(f"cuda: {name} failed on {self.name}: {said}")
 
     def _attribute(self, name: str) -> int:
-        which = getattr(self.driver.CUdevice_attribute, f"CU_DEVICE_ATTRIBUTE_{name}")
+        which = getattr(self._driver.CUdevice_attribute, f"CU_DEVICE_ATTRIBUTE_{name}")
         return int(self.call("cuDeviceGetAttribute", which, self._device))
 
     def _pool_attribute(self, name: str, value: int | None = None) -> int:
-        which = getattr(self.driver.CUmemPool_attribute, f"CU_MEMPOOL_ATTR_{name}")
+        which = getattr(self._driver.CUmemPool_attribute, f"CU_MEMPOOL_ATTR_{name}")
         if value is None:
             return int(self.call("cuMemPoolGetAttribute", self._pool, which))
-        self.call("cuMemPoolSetAttribute", self._pool, which, self.driver.cuuint64_t(value))
+        self.call("cuMemPoolSetAttribute", self._pool, which, self._driver.cuuint64_t(value))
         return value
 
     def _enter(self) -> None:
@@ -168,7 +173,7 @@ class GPU(Hardware):
     def allocate(self, nbytes: int) -> int:
         stream = self.stream
         for attempt in range(2):
-            code, address = self.driver.cuMemAllocAsync(nbytes, stream.handle)
+            code, address = self._driver.cuMemAllocAsync(nbytes, stream.handle)
             if not int(code):
                 return int(address)
             if int(code) != 2:
@@ -184,7 +189,7 @@ class GPU(Hardware):
             return
         try:
             self._enter()
-            self.driver.cuMemFreeAsync(address, (stream or self._default).handle)
+            self._driver.cuMemFreeAsync(address, (stream or self._default).handle)
         except Exception:  # also while Python shuts down, when the driver may be gone
             return
 
@@ -238,7 +243,7 @@ class GPU(Hardware):
         return {symbol: self.call("cuModuleGetFunction", module, symbol.encode()) for symbol in kernels}
 
     def sequence(self, launches: Sequence[Bound]) -> LaunchSequence:
-        return _Graph(list(launches), gpu=self, driver=self.driver)
+        return _Graph(list(launches), gpu=self, driver=self._driver)
 
     def seconds(self, launches: Sequence[Bound]) -> float:
         return seconds_of(self, launches)
@@ -264,7 +269,7 @@ class GPU(Hardware):
 
     def close(self) -> None:
         self._failure = f"cuda: {self.name} was reset; make the tensors and compile the functions again"
-        self.driver.cuDevicePrimaryCtxReset(self._device)
+        self._driver.cuDevicePrimaryCtxReset(self._device)
 
 
 @dataclass
@@ -298,9 +303,11 @@ class _Graph(LaunchSequence):
             first = self._first[number]
             for position, address in enumerate(self.launches[number].addresses):
                 self._values[first + position] = address
-        if self._executable is None and self._runs and len(self.launches) > 1:
-            self._capture()
-        elif self._executable is not None and not all(map(self._update, self.changed)):
+        if self._executable is None:
+            wanted = self._runs > 0 and len(self.launches) > 1
+        else:
+            wanted = not all(map(self._update, self.changed))
+        if wanted:
             self._capture()
         self.changed.clear()
         if self._executable is not None:

@@ -1,4 +1,4 @@
-"""Whether a matrix product is left to a library or computed by a kernel of ours: the faster one, measured on the device.
+"""Whether a matrix product is left to a library or computed by kernels of ours: the faster one, measured on the GPU.
 
 Measured together with what follows the product, once for each product, layout and epilogue. The answer is kept for this
 kind of GPU in the disk cache, and for this process in memory.

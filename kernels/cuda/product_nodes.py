@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from staticgrad.graph.errors import DeviceError
 from staticgrad.kernels.cuda.library import BoundProduct
 
 if TYPE_CHECKING:
@@ -15,18 +14,12 @@ if TYPE_CHECKING:
 
 
 class ProductNodes:
-    """The products of one sequence of launches, each a node that holds the graph of what the library does.
-
-    Raises:
-        DeviceError: there are products, and no library that computes them.
-    """
+    """The products of one sequence of launches, each a node that holds the graph of what the library does."""
 
     def __init__(self, gpu: GPU, launches: Sequence[Bound]) -> None:
         self._gpu = gpu
         self._numbers = {number for number, one in enumerate(launches) if isinstance(one, BoundProduct)}
         self._workspace = 0  # of the stream of the last run
-        if self._numbers and gpu.library is None:
-            raise DeviceError(f"program: it was compiled to use cuBLAS; {gpu.library_trouble}")
 
     @property
     def _library(self) -> Cublas:

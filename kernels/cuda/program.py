@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from staticgrad.graph.errors import FileFormatError, IndexRangeError, OutOfMemoryError
+from staticgrad.graph.errors import DeviceError, FileFormatError, IndexRangeError, OutOfMemoryError
 from staticgrad.graph.node import ALIGNMENT, Graph, Node
 from staticgrad.graph.ops.indexing import range_error
 from staticgrad.graph.serialize import canonical_order, from_json, graph_key, to_json
@@ -83,6 +83,8 @@ class Program:
         self.hardware = hardware
         self.from_cache = False
         self._facts = facts
+        if any(product is not None for *_, product in facts["steps"]) and hardware.library is None:
+            raise DeviceError(f"program: it was compiled to use a library; {hardware.library_trouble}")
         self._code = code
         self.arena_bytes: int = facts["arena"]
         self.sources: Mapping[str, str] = {symbol: source for symbol, (source, _) in facts["kernels"].items()}
@@ -255,6 +257,7 @@ class Program:
         Raises:
             FileFormatError: the bytes are no program for a GPU.
             ValueError: it was compiled for another GPU or by another version.
+            DeviceError: it leaves products to a library that is not here.
         """
         start = len(_MAGIC) + _LENGTH.size
         if len(data) < start or not data.startswith(_MAGIC):
