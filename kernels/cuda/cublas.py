@@ -74,9 +74,10 @@ class Cublas(Library):
             call("cuStreamBeginCapture", self._own_stream, self._gpu.driver.CUstreamCaptureMode(_RELAXED))
             try:
                 self._queue(product, self._own_stream, workspace)
-            finally:
-                graph = call("cuStreamEndCapture", self._own_stream)
-            return graph
+            except DeviceError:
+                self._gpu.driver.cuStreamEndCapture(self._own_stream)
+                raise
+            return call("cuStreamEndCapture", self._own_stream)
 
     def workspace(self, stream: Stream) -> int:
         """The address of the memory to work in, of a stream."""
@@ -149,7 +150,7 @@ class StatusError(Exception):
 _ADDRESS, _INT, _LONG = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
 _MATRIX, _STACK = [_ADDRESS, _INT, _LONG], [_ADDRESS, _INT, _LONG, _LONG]
 _PRODUCT = [_ADDRESS, _INT, _INT, _LONG, _LONG, _LONG, _ADDRESS]
-_FUNCTIONS = {
+_FUNCTIONS: dict[str, tuple[str, list[Any]]] = {
     "set_stream": ("cublasSetStream_v2", [_ADDRESS, _ADDRESS]),
     "set_workspace": ("cublasSetWorkspace_v2", [_ADDRESS, _ADDRESS, ctypes.c_size_t]),
     "gemm_ex_64": ("cublasGemmEx_64", [*_PRODUCT, *_MATRIX, *_MATRIX, _ADDRESS, *_MATRIX, _INT, _INT]),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from staticgrad.graph.errors import DeviceError
@@ -37,6 +37,7 @@ class Resources:
     stack: int
 
 
+@lru_cache(64)  # a kernel that has been measured for a choice is compiled again with its program
 def ptx_of(kernel: Kernel, capability: tuple[int, int]) -> str:
     """A kernel as the assembly of NVIDIA's virtual machine, its entry under the kernel's symbol.
 

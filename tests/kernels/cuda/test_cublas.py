@@ -25,7 +25,7 @@ from staticgrad.kernels.cache import DiskCache
 from staticgrad.kernels.cuda import precision, product_choice
 from staticgrad.kernels.cuda.array import DeviceArray
 from staticgrad.kernels.cuda.cublas import _FUNCTIONS, Cublas, LoadedLibrary, StatusError, gemm
-from staticgrad.kernels.cuda.gpu import _Graph
+from staticgrad.kernels.cuda.gpu import GPU, _Graph
 from staticgrad.kernels.cuda.hardware import Bound, BoundLaunch
 from staticgrad.kernels.cuda.library import BoundProduct, ProductCall, packed
 from staticgrad.kernels.cuda.program import Program, compile_graph
@@ -260,6 +260,20 @@ def test_where_the_library_is_missing_the_error_says_what_to_install(monkeypatch
         LoadedLibrary.found()
 
 
+def test_a_gpu_without_a_usable_library_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = GPU.__new__(GPU)
+    monkeypatch.setattr(GPU, "_enter", lambda self: None)
+
+    def unusable(gpu: GPU) -> Any:
+        raise DeviceError("cuda: cuBLAS is not installed")
+
+    monkeypatch.setattr("staticgrad.kernels.cuda.cublas.Cublas", unusable)
+    assert (gpu.library, gpu.library_trouble) == (None, "cuda: cuBLAS is not installed")
+    other = GPU.__new__(GPU)
+    monkeypatch.setattr("staticgrad.kernels.cuda.cublas.Cublas", lambda gpu: "the library")
+    assert (other.library, other.library_trouble) == ("the library", "")
+
+
 # ---------------------------------------------------------------- what follows a product
 
 
@@ -489,6 +503,9 @@ class Driver:
             return (910,)
         executable[node] = list(part)
         return (0,)
+
+    def cuStreamEndCapture(self, stream: int) -> tuple[int, Any]:  # noqa: N802
+        return 901, self._cuStreamEndCapture(stream)
 
     def call(self, name: str, *arguments: Any) -> Any:
         answer: Callable[..., Any] | None = getattr(self, f"_{name}", None)
