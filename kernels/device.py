@@ -32,6 +32,11 @@ class Device(ABC):
     name: str
     binds_calls: bool = False
 
+    @property
+    def label(self) -> str:
+        """How a printed tensor tells where it lives; empty for the default."""
+        return f"device={self.name!r}"
+
     def holds(self, array: Array) -> bool:
         """Whether an array lives here."""
         return bool(array.device == self.name)
@@ -43,6 +48,22 @@ class Device(ABC):
     @abstractmethod
     def host(self, array: Array) -> HostArray:
         """The elements of an array that lives here, for NumPy; where it is the CPU's, the array itself."""
+
+    @abstractmethod
+    def shared(self, array: Array, asked: str) -> HostArray:
+        """An array that lives here as one of NumPy's that shares its memory, for what is called `asked` in the error.
+
+        Raises:
+            DeviceError: NumPy cannot reach the memory.
+        """
+
+    @abstractmethod
+    def owner(self, array: Array) -> Any:
+        """What owns the memory of an array, and has its `nbytes`: it lives as long as the memory is held."""
+
+    @abstractmethod
+    def bounds(self, array: Array) -> tuple[int, int]:
+        """The addresses that an array's elements lie between."""
 
     @abstractmethod
     def empty(self, shape: Shape, dtype: DType) -> Array:
@@ -108,6 +129,21 @@ def device_of(array: Array) -> Device:
     return find_device(array.device)
 
 
+def names_device(target: Any) -> bool:
+    """Whether a text is the name of a device rather than of a dtype."""
+    return isinstance(target, str) and target.partition(":")[0] in ("cpu", "cuda")
+
+
+def drawn_to(name: str, arrays: Sequence[Array]) -> str | None:
+    """Where a program runs that nobody gave a device: with those of its arrays that do not live on the CPU; else None.
+
+    Raises:
+        DeviceError: they live on several devices.
+    """
+    away = [array for array in arrays if array.device != "cpu"]
+    return common_device(name, away).name if away else None
+
+
 def common_device(name: str, values: Sequence[Array]) -> Device:
     """The one device of an op's operands; numbers, which are the CPU's arrays without axes, go with any.
 
@@ -131,4 +167,14 @@ def forget(name: str) -> None:
         del _devices[known]
 
 
-__all__ = ["Array", "Device", "HostArray", "common_device", "device_of", "find_device", "forget"]
+__all__ = [
+    "Array",
+    "Device",
+    "HostArray",
+    "common_device",
+    "device_of",
+    "drawn_to",
+    "find_device",
+    "forget",
+    "names_device",
+]

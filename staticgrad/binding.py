@@ -69,7 +69,7 @@ def _run_pair(op: Op, tensors: Sequence[Tensor]) -> Array:
     if dtype is None or type(x) is not np.ndarray or type(y) is not np.ndarray:
         dtype = _known_type((op, x.dtype, y.dtype), op, (x, y), {})
         if type(x) is not np.ndarray or type(y) is not np.ndarray:
-            return _run_on_device(op, (x, y), {}, dtype)
+            return _run_on_device(op, (x, y), {}, dtype, None)
     try:
         result = context.quietly(op.reference, x, y)
     except (ValueError, RuntimeError):
@@ -119,13 +119,13 @@ def _run(op: Op, tensors: Sequence[Tensor], attributes: dict[str, Any], observer
 
 
 def _run_on_device(
-    op: Op, values: Sequence[Any], attributes: dict[str, Any], dtype: DType, observer: Observer | None = None
-) -> Any:
+    op: Op, values: Sequence[Any], attributes: dict[str, Any], dtype: DType, observer: Observer | None
+) -> Array:
     """Where an operand is no plain array of NumPy's: the device that it lives on runs the op."""
     device = common_device(op.name, values)
     if observer is not None:
         observer.before()
-    result = device.run(op, values, attributes, dtype)
+    result: Array = device.run(op, values, attributes, dtype)
     if observer is not None:
         observer.after(list(values), result)
     return result

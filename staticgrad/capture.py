@@ -20,6 +20,7 @@ from staticgrad.graph.node import DType, Graph, Node, Spec
 from staticgrad.graph.op import Op
 from staticgrad.graph.ops import leaf
 from staticgrad.guards import Guard, attribute, has_no_gradient
+from staticgrad.kernels.device import device_of, drawn_to
 from staticgrad.tensor import Array, Tensor, escaped_error, traced_value_error
 
 
@@ -163,15 +164,15 @@ class Capture:
         current = self._current.get(id(value))
         return current if current is not None else self._state(tensor, value)
 
-    def _state(self, tensor: Tensor, value: Array) -> Node:
+    def _state(self, tensor: Tensor, value: Any) -> Node:
         name = self._names.get(id(tensor)) or self._names.get(id(value)) or f"state{len(self._states)}"
         owner = self._entry_gradients.get(id(value))
         binding: Binding = State(tensor, name, self.is_plain_array(tensor))
         if owner is not None:
             name = f"{self._names.get(id(owner), 'tensor')}.grad"
             binding = GradState(owner, name)
-        if self._device is None and value.device != "cpu":
-            self._device = value.device
+        if self._device is None:
+            self._device = drawn_to("compile", [value])
         node = self._input(binding, "state", name, value.shape, value.dtype)
         self._states[id(value)] = (node, tensor)
         self._current[id(value)] = node
@@ -316,7 +317,8 @@ class Capture:
         extents = []
         for node, binding in zip(self.inputs, self.bindings, strict=True):
             if isinstance(binding, State | GradState):
-                low, high = _bounds(binding.array())
+                array = binding.array()
+                low, high = device_of(array).bounds(array)
                 extents.append((low, high, node))
         written = {node for node, _ in updates}
         reach, owner = 0, None
@@ -350,13 +352,6 @@ def _owner(array: Any) -> Any:
     while isinstance(getattr(array, "base", None), np.ndarray):
         array = array.base
     return array
-
-
-def _bounds(array: Any) -> tuple[int, int]:
-    if not isinstance(array, np.ndarray):
-        return array.address, array.address + array.nbytes
-    low, high = np.lib.array_utils.byte_bounds(array)
-    return int(low), int(high)
 
 
 class suspended:  # noqa: N801  (used as `with suspended():`)

@@ -17,7 +17,7 @@ from staticgrad.graph.node import DType, Graph, Node, Shape, Spec
 from staticgrad.graph.rewrite import rewrite
 from staticgrad.graph.timeline import Timeline, stage
 from staticgrad.guards import Guard, Place
-from staticgrad.kernels.device import Device, common_device, device_of, find_device
+from staticgrad.kernels.device import Device, device_of, drawn_to, find_device
 from staticgrad.read_values import CONTENT, values_read
 from staticgrad.read_values import held as held_value
 from staticgrad.side_effects import Variable, Watch
@@ -116,8 +116,7 @@ def _run_traced(
     device: str | None,
 ) -> tuple[Capture, Any, dict[int, tuple[int, Tensor, Node]]]:
     if device is None:
-        homes = [leaf._value for leaf in leaves if isinstance(leaf, Tensor) and leaf.device != "cpu"]
-        device = common_device("compile", homes).name if homes else None
+        device = drawn_to("compile", [leaf._value for leaf in leaves if isinstance(leaf, Tensor)])
     held = Capture(names_of(watch.reached()), device)
     traced, stand_ins = _stand_ins(held, leaves, paths)
     args, kwargs = rebuild(traced)
@@ -219,8 +218,9 @@ def _require_tensors(captured: Captured) -> None:
     """State that the program writes must be able to live where it runs."""
     written = {leaf for leaf, _ in captured.graph.updates}
     for leaf, binding in zip(captured.graph.inputs, captured.bindings, strict=True):
-        plain = isinstance(binding, State) and binding.plain
-        if plain and leaf in written and not captured.device.holds(binding.array()):
+        if not isinstance(binding, State) or not binding.plain or leaf not in written:
+            continue
+        if not captured.device.holds(binding.array()):
             raise CaptureError(
                 f"compile: {binding.name} is an array of NumPy's, which lives on the CPU, and the function writes it "
                 f"on {captured.device.name}; make it a Tensor (sg.asarray)"
@@ -406,7 +406,7 @@ class Specialization:
         del last
         if _references(self.held_gradients, output) != _ALONE:
             return None
-        array: Any = self.held_gradients[output]._value
+        array: Array = self.held_gradients[output]._value  # type: ignore[assignment]
         return array
 
     def commit(self, leaves: Sequence[Any], outputs: list[Array], inputs: list[Tensor] | None = None) -> Any:

@@ -22,6 +22,7 @@ class CPU(Device):
 
     name = "cpu"
     binds_calls = True
+    label = ""
 
     def place(self, array: Array) -> HostArray:
         return array if type(array) is np.ndarray else device_of(array).host(array)
@@ -29,6 +30,18 @@ class CPU(Device):
     def host(self, array: Array) -> HostArray:
         found: HostArray = array
         return found
+
+    def shared(self, array: Array, asked: str) -> HostArray:
+        return self.host(array)
+
+    def owner(self, array: Array) -> HostArray:
+        while isinstance(array.base, np.ndarray):
+            array = array.base
+        return self.host(array)
+
+    def bounds(self, array: Array) -> tuple[int, int]:
+        low, high = np.lib.array_utils.byte_bounds(array)
+        return int(low), int(high)
 
     def empty(self, shape: Shape, dtype: DType) -> HostArray:
         return np.empty(shape, dtype)

@@ -29,6 +29,7 @@ from staticgrad.kernels.cpu.threads import thread_count
 
 if TYPE_CHECKING:
     from staticgrad.graph.plan import Plan
+    from staticgrad.kernels.cpu.profile import TimedProgram
 
 _MAGIC = b"SGPROGRM"
 _LENGTH = struct.Struct("<Q")
@@ -262,6 +263,12 @@ class Program:
             for workspace, run, timed in prepared:
                 if workspace.run is timed:
                     workspace.run = run
+
+    def timed_by_group(self, cache: DiskCache | None = None) -> TimedProgram:
+        """The same program, which tells how long each group of its plan takes."""
+        from staticgrad.kernels.cpu.profile import TimedProgram
+
+        return TimedProgram(self, cache)
 
     def fail(self, workspace: _Workspace) -> NoReturn:
         """Raise what a run has reported, and have its workspace serve again."""

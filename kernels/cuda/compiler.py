@@ -67,6 +67,7 @@ def compiled(
             for step in lowered.steps
         ],
         "calls": lowered.names,
+        "ends": lowered.ends,
     }
     return facts, code, plan
 

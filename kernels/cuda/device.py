@@ -47,6 +47,15 @@ class CUDA(Device):
         found: HostArray = array.to_host()
         return found
 
+    def shared(self, array: Array, asked: str) -> HostArray:
+        raise DeviceError(f"{asked}: the tensor lives on {self.name}; copy it first with .to('cpu')")
+
+    def owner(self, array: Array) -> Any:
+        return array.buffer
+
+    def bounds(self, array: Array) -> tuple[int, int]:
+        return array.address, array.address + array.nbytes
+
     def empty(self, shape: Shape, dtype: DType) -> DeviceArray:
         return DeviceArray.empty(self.hardware, shape, dtype)
 

@@ -238,7 +238,7 @@ def _loader(count: int) -> Any:
         result = types.UniTuple(pointer.dtype, count)
 
         def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            place = _vector_place(builder, *arguments, count)
+            place = _vector_place(builder, arguments[0], arguments[1], count)
             loaded = builder.load(place, align=_vector_bytes(place))
             values = [builder.extract_element(loaded, _WORD(k)) for k in range(count)]
             return context.make_tuple(builder, result, values)
@@ -250,7 +250,7 @@ def _loader(count: int) -> Any:
 
 def _storer(count: int) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        place = _vector_place(builder, *arguments[:2], count)
+        place = _vector_place(builder, arguments[0], arguments[1], count)
         vector = ir.Constant(place.type.pointee, ir.Undefined)
         for k, value in enumerate(arguments[2:]):
             vector = builder.insert_element(vector, value, _WORD(k))

@@ -60,6 +60,13 @@ class LaunchSequence(ABC):
     def run(self) -> None:
         """Start all launches, in order; does not wait for them."""
 
+    @abstractmethod
+    def run_timed(self, ends: Sequence[int]) -> list[float]:
+        """Run the launches one by one; the seconds from the end of one part to that of the next, on the device.
+
+        Args: `ends` has for each part the number of launches up to its end.
+        """
+
 
 class Hardware(ABC):
     """One GPU.

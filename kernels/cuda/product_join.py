@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from staticgrad.kernels.cuda.launch import Launch, blocks_for
 from staticgrad.kernels.cuda.points import Axes
-from staticgrad.kernels.cuda.product_text import Outcome, ProductText, Spot, indented
+from staticgrad.kernels.cuda.product_text import Outcome, ProductText, Spot, indented, times
 from staticgrad.kernels.cuda.target import Target
-from staticgrad.kernels.group_text import term
 from staticgrad.kernels.products import MatrixProduct
 
 
@@ -27,7 +26,7 @@ def joined_product(
     step = target.block * lanes
     body = [*axes.lines, *_added(text, totals, parts, partial, size), *text.store(Spot(batch, row, column), totals)]
     text.lines += [
-        f"e = {term('(block * ' + str(target.block) + ' + thread)', lanes)}",
+        f"e = {times(f'(block * {target.block} + thread)', lanes)}",
         f"while e < {size}:",
         *indented([*body, f"e += int64(cuda.gridDim.x) * {step}"]),
     ]

@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from math import prod
 
 from staticgrad.kernels.cuda.launch import Launch
-from staticgrad.kernels.cuda.product_text import Outcome, ProductText, Spot, added, indented
+from staticgrad.kernels.cuda.product_text import Outcome, ProductText, Spot, added, indented, quotient, rest, times
 from staticgrad.kernels.cuda.target import Target
 from staticgrad.kernels.cuda.tiles import Division, Tile, lanes_of_product, part_length
-from staticgrad.kernels.group_text import term
 from staticgrad.kernels.products import Matrix, MatrixProduct
 
 PAD = 4  # elements behind each line of a tile, so that the threads of a warp write to different banks
@@ -125,25 +124,24 @@ class _Side:
         for digit in self.digits:
             weight, count = getattr(digit, along), min(digit.count, max(1, self.text.threads // below))
             if weight and count > 1:
-                number = f"quotient(thread, {below})" if below > 1 else "thread"
-                number = f"rest({number}, {count})" if below * count < self.text.threads else number
-                terms.append(term(number, weight))
+                number = quotient("thread", below)
+                number = rest(number, count) if below * count < self.text.threads else number
+                terms.append(times(number, weight))
             below *= digit.count
         return added(*terms)
 
     def prepare(self, first: str) -> list[str]:
         """Lines before the loop; `first` is the tile's first line."""
         name, matrix = self.name, self.matrix
-        lines = [f"line_{name} = int64({self._of_thread('along_line')})"]
-        lines.append(f"k_{name} = int64({self._of_thread('along_k')})")
-        start = "0" if self.text.product.batch == 1 or not matrix.stride else term("batch", matrix.stride)
+        lines = [f"line_{name} = {self._of_thread('along_line')}", f"k_{name} = {self._of_thread('along_k')}"]
+        start = times("batch", matrix.stride) if self.text.product.batch > 1 else "0"
         for number, away in enumerate(self._lines_away()):
             line = added(first, f"line_{name}", away)
             if self.extent % self.tile:
                 line = f"min({line}, {self.extent - (1 if self.along_k else self.width)})"
             elif self.along_k:
                 line = f"({line})"
-            lines.append(f"from_{name}{number} = {added(start, term(line, matrix.leading if self.along_k else 1))}")
+            lines.append(f"from_{name}{number} = {added(start, times(line, matrix.leading if self.along_k else 1))}")
         return [*lines, f"to_{name} = line_{name} + k_{name} * {self.pitch}"]
 
     def _lines_away(self) -> list[int]:
@@ -154,13 +152,14 @@ class _Side:
 
     def nothing(self) -> list[str]:
         """Lines that give what is read a value before it is."""
-        return [f"{name} = {self.text.zero()}" for number in range(len(self._passes())) for name in self._names(number)]
+        return [f"{' = '.join(self._names(number))} = {self.text.zero()}" for number in range(len(self._passes()))]
 
     def read(self) -> list[str]:
         """Lines that read a thread's elements of the terms from `k` on; zeros behind the last one."""
         guarded = self.terms % self.depth != 0
         last = self.terms - (self.width if self.along_k else 1)
-        lines, places = [], {}
+        lines: list[str] = []
+        places: dict[int, str] = {}
         for away in dict.fromkeys(k for _, k in self._passes()):
             place = f"at_{self.name}{len(places)}"
             lines.append(f"{place} = {added('k', f'k_{self.name}', away)}")
@@ -169,7 +168,7 @@ class _Side:
             places[away] = place
         pointer, lines_away = self.text.matrix(self.matrix), self._lines_away()
         for number, (line, k) in enumerate(self._passes()):
-            along = term(places[k], 1 if self.along_k else self.matrix.leading)
+            along = times(places[k], 1 if self.along_k else self.matrix.leading)
             index, names = f"from_{self.name}{lines_away.index(line)} + {along}", self._names(number)
             value = f"{pointer}[{index}]" if self.width == 1 else f"load{self.width}({pointer}, {index})"
             lines.append(f"{', '.join(names)} = {value}")
@@ -202,14 +201,14 @@ class _TiledProduct:
 
     def write(self) -> None:
         """All lines of the kernel."""
-        count, each = self.a.count + self.b.count, range(self.tile.each)
+        count = self.a.count + self.b.count
         self.text.top.append(f"tiles = shared_memory({2 * count}, {self.text.dtype.name})")
         self.text.lines += [
             *self._which_tile(),
             *self._where_in_tile(),
             *self.a.prepare("first_row"),
             *self.b.prepare("first_column"),
-            *(f"sum{i}_{j} = {self.text.zero()}" for i in each for j in each),
+            *(f"{' = '.join(self._sums(i))} = {self.text.zero()}" for i in range(self.tile.each)),
             *self.a.nothing(),
             *self.b.nothing(),
             f"half = int64({count})",
@@ -230,6 +229,10 @@ class _TiledProduct:
             *self._store(),
         ]
 
+    def _sums(self, row: int) -> list[str]:
+        """The registers of a thread's results in one row."""
+        return [f"sum{row}_{column}" for column in range(self.tile.each)]
+
     # ------------------------------------------------------------ which tile
 
     def _which_tile(self) -> list[str]:
@@ -237,19 +240,20 @@ class _TiledProduct:
         product, tile = self.product, self.tile
         down, right = -(-product.m // tile.rows), -(-product.n // tile.columns)
         group = next(count for count in (GROUP, 4, 2, 1) if down % count == 0)
+        down_tiles = added(times(quotient("tile", group * right), group), rest("tile", group))
         lines = [
-            f"tile = rest(block, {down * right})",
-            f"first_row = (quotient(tile, {group * right}) * {group} + rest(tile, {group})) * {tile.rows}",
-            f"first_column = rest(quotient(tile, {group}), {right}) * {tile.columns}",
+            f"tile = {rest('block', down * right)}",
+            f"first_row = {times(f'({down_tiles})', tile.rows)}",
+            f"first_column = {times(rest(quotient('tile', group), right), tile.columns)}",
         ]
         if product.batch > 1:
-            lines.append(f"batch = rest(quotient(block, {down * right}), {product.batch})")
+            lines.append(f"batch = rest({quotient('block', down * right)}, {product.batch})")
         if self.parts == 1:
             return [*lines, "begin = int64(0)", f"end = int64({product.k})", "k = begin"]
         length = part_length(product, tile.depth, self.parts)
         return [
             *lines,
-            f"part = quotient(block, {down * right * product.batch})",
+            f"part = {quotient('block', down * right * product.batch)}",
             f"begin = part * {length}",
             f"end = min(begin + {length}, {product.k})",
             "k = begin",
@@ -257,15 +261,13 @@ class _TiledProduct:
 
     def _where_in_tile(self) -> list[str]:
         """The thread's first row and column in the tile."""
-        tile, lanes = self.tile, self.lanes
-        warp = self.text.target.warp
+        tile, lanes, warp = self.tile, self.lanes, self.text.target.warp
+        row = times(quotient("warp", tile.warps[1]), tile.lanes[0] * tile.each)
+        column = times(rest("warp", tile.warps[1]), tile.lanes[1] * tile.each)
         return [
-            f"warp = quotient(thread, {warp})",
-            f"lane = rest(thread, {warp})",
-            f"own_row = quotient(warp, {tile.warps[1]}) * {tile.lanes[0] * tile.each}"
-            f" + quotient(lane, {tile.lanes[1]}) * {lanes}",
-            f"own_column = rest(warp, {tile.warps[1]}) * {tile.lanes[1] * tile.each}"
-            f" + rest(lane, {tile.lanes[1]}) * {lanes}",
+            f"warp, lane = {quotient('thread', warp)}, {rest('thread', warp)}",
+            f"own_row = {added(row, times(quotient('lane', tile.lanes[1]), lanes))}",
+            f"own_column = {added(column, times(rest('lane', tile.lanes[1]), lanes))}",
         ]
 
     # ------------------------------------------------------------ the product
@@ -319,8 +321,8 @@ class _TiledProduct:
         if product.m % tile.rows:
             stores = [f"if row < {product.m}:", *indented(stores)]
         apart = self.tile.lanes[0] * self.lanes
-        row = f"quotient(i, {self.lanes}) * {apart} + rest(i, {self.lanes})"
-        moves = [f"sum{i - 1}_{j} = sum{i}_{j}" for i in range(1, tile.each) for j in range(tile.each)]
+        row = added(times(quotient("i", self.lanes), apart), rest("i", self.lanes)) if self.lanes < tile.each else "i"
+        moves = [f"{', '.join(self._sums(i - 1))} = {', '.join(self._sums(i))}" for i in range(1, tile.each)]
         return [
             *lines,
             f"for i in range({tile.each}):",

@@ -11,6 +11,7 @@ from staticgrad.graph.members import Access, Member
 from staticgrad.graph.node import DType, Node
 from staticgrad.graph.structure import Structure
 from staticgrad.kernels.cuda.kernel_text import KernelText
+from staticgrad.kernels.cuda.points import NARROW
 from staticgrad.kernels.cuda.target import Target
 from staticgrad.kernels.cuda.tiles import lanes_of_product
 from staticgrad.kernels.expressions import BOOL, literal
@@ -102,6 +103,7 @@ class ProductText(KernelText):
         return self.pointer("storage", matrix.owner, self.dtype, matrix.offset * self.dtype.itemsize)
 
     def zero(self) -> str:
+        """Zero in the product's dtype."""
         return literal(0, self.dtype)
 
     def multiply_add(self, total: str, x: str, y: str) -> str:
@@ -147,7 +149,7 @@ class ProductText(KernelText):
         owner = access.owner
         first = access.offset + self._first() * strides[0]
         pointer = self.pointer("storage", owner, owner.dtype, first * owner.dtype.itemsize)
-        index = added(*(term(place, stride) for place, stride in zip(places, strides, strict=True) if stride))
+        index = added(*(times(place, stride) for place, stride in zip(places, strides, strict=True)))
         if not strides[2] or lanes == 1:
             lines.append(f"{name} = {_read(owner, f'{pointer}[{index}]')}")
             return [name] * lanes
@@ -171,8 +173,8 @@ class ProductText(KernelText):
     def store(self, spot: Spot, totals: Sequence[str]) -> list[str]:
         """Lines that compute what is wanted of neighbouring elements of the product, and store it."""
         product = self.product
-        batch = term(spot.batch, product.m * product.n) if product.batch > 1 else "0"
-        lines = [f"at = {added(batch, term(spot.row, product.n), spot.column)}"]
+        batch = times(spot.batch, product.m * product.n if product.batch > 1 else 0)
+        lines = [f"at = {added(batch, times(spot.row, product.n), spot.column)}"]
         if self.partial is not None:
             pointer = self.pointer("own", product.c.owner, self.dtype, self.partial)
             return [*lines, _stored(pointer, f"at + part * {product.batch * product.m * product.n}", list(totals))]
@@ -222,6 +224,25 @@ def added(*parts: str | int) -> str:
     number = sum(part for part in parts if isinstance(part, int))
     texts = [part for part in parts if isinstance(part, str) and part != "0"]
     return " + ".join([*texts, str(number)] if number or not texts else texts)
+
+
+def times(counter: str, stride: int) -> str:
+    """A counter times a stride as a text."""
+    return term(counter, stride) if stride and counter != "0" else "0"
+
+
+def quotient(number: str, divisor: int, below: int = 0) -> str:
+    """The quotient of a number that stays below `below` as a text."""
+    if divisor == 1:
+        return number
+    return f"quotient({number}, {divisor})" if below <= NARROW else f"({number} // {divisor})"
+
+
+def rest(number: str, divisor: int, below: int = 0) -> str:
+    """The rest of a number that stays below `below` as a text."""
+    if divisor == 1:
+        return "0"
+    return f"rest({number}, {divisor})" if below <= NARROW else f"({number} % {divisor})"
 
 
 def indented(lines: Sequence[str]) -> list[str]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import struct
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -93,6 +95,7 @@ class Program:
         self._table = Table(len(graph.inputs), len(graph.outputs), len(facts["constants"]))
         self._may_fail = bool(facts["errors"])
         self._lock = threading.Lock()
+        self._seconds: list[float] | None = None
         self._entries: list[int] = [0] * self._table.size
         self._staging: dict[int, Buffer] = {}
 
@@ -120,24 +123,45 @@ class Program:
             OutOfMemoryError: the first run did not find the memory that the plan needs.
         """
         with self._lock:
-            sequence = self._sequence
-            arrays = [value.buffer for value in (*inputs, *outputs) if isinstance(value, DeviceArray)]
-            self.hardware.use([self._memory, *arrays])
-            entry = 1
-            for value in inputs:
-                if isinstance(value, DeviceArray):
-                    self._bind(entry, value.address)
-                else:
-                    staged = self._staged(entry, value.nbytes)
-                    self.hardware.write(staged, value)
-                    self._bind(entry, staged)
-                entry += 1
-            for value in outputs:
-                self._bind(entry, value.address)
-                entry += 1
-            sequence.run()
+            self._bind_all(inputs, outputs)
+            begin = perf_counter()
+            self._sequence.run()
             if self._may_fail:
                 self._check()
+            if self._seconds is not None:
+                self.hardware.synchronize()
+                self._seconds.append(perf_counter() - begin)
+
+    @contextmanager
+    def timed(self) -> Iterator[list[float]]:
+        """The seconds of every run inside the block, until the device is done."""
+        seconds: list[float] = []
+        self._seconds = seconds
+        try:
+            yield seconds
+        finally:
+            self._seconds = None
+
+    def timed_by_group(self, cache: DiskCache | None = None) -> TimedProgram:
+        """The same program, which tells how long each group of its plan takes."""
+        return TimedProgram(self)
+
+    def _bind_all(self, inputs: Sequence[Array | DeviceArray], outputs: Sequence[DeviceArray]) -> None:
+        """Have the launches work on these arrays."""
+        arrays = [value.buffer for value in (*inputs, *outputs) if isinstance(value, DeviceArray)]
+        self.hardware.use([self._memory, *arrays])
+        entry = 1
+        for value in inputs:
+            if isinstance(value, DeviceArray):
+                self._bind(entry, value.address)
+            else:
+                staged = self._staged(entry, value.nbytes)
+                self.hardware.write(staged, value)
+                self._bind(entry, staged)
+            entry += 1
+        for value in outputs:
+            self._bind(entry, value.address)
+            entry += 1
 
     def run_and_read(self, inputs: Sequence[Array | DeviceArray], outputs: Sequence[DeviceArray]) -> dict[Node, Array]:
         """`run`, and a copy of every value that was stored in the arena; of a program compiled without reuse."""
@@ -272,6 +296,24 @@ class Program:
         if identity != hardware.identity:
             raise ValueError(f"program: compiled for {identity}; this is {hardware.identity}")
         return cls(graph if graph is not None else from_json(stored), facts, data[end:], hardware)
+
+
+class TimedProgram:
+    """A program that tells how long each group of its plan took on the device."""
+
+    def __init__(self, program: Program) -> None:
+        self._program = program
+
+    def run(self, inputs: Sequence[Array | DeviceArray], outputs: Sequence[DeviceArray]) -> Array:
+        """Run once, as `Program.run` does, and return seconds: of each group, and last of the copies at the end."""
+        program = self._program
+        with program._lock:
+            program._bind_all(inputs, outputs)
+            ends = [*program._facts["ends"], len(program._facts["steps"])]
+            seconds = program._sequence.run_timed(ends)
+            if program._may_fail:
+                program._check()
+        return np.array(seconds)
 
 
 def _apart(nbytes: int) -> int:

@@ -13,9 +13,9 @@ from staticgrad.kernels.products import MatrixProduct
 
 LANES = 128  # multiplications of a multiprocessor in one cycle, at best
 PEAK = {8: 0.8, 4: 0.45}  # which share of them tiles reach, by the rows of one thread: fewer wait for shared memory
-BUSY_WARPS = 8  # that many reach it
+LATENCY = {8: 80, 4: 28}  # cycles that one term takes a tile at least
 START = 1500  # cycles until a block multiplies, and to store what it has
-LAUNCH = 2500  # cycles that one more kernel costs
+LAUNCH = 5000  # cycles that a joining kernel takes, but for what it moves
 BYTES = 16  # of memory that a multiprocessor reads or writes in a cycle, when all do
 DEPTH = {8: 8, 4: 16}  # terms of the sums that tiles take at a time: what is read ahead has to fit in registers too
 TERMS = 16  # terms that a thread adds up at least, where results are divided among threads
@@ -82,13 +82,8 @@ def divide(product: MatrixProduct, target: Target) -> Division:
     """The fastest division, by the figures above."""
     if min(product.m, product.n) == 1 or product.m * product.n <= 2 * target.warp:
         return _without_tile(product, target)
-    found = [
-        (_cycles(product, target, tile, parts), number, parts, tile)
-        for number, tile in enumerate(tiles_for(target))
-        for parts in _parts_to_try(product, target, tile)
-    ]
-    _, _, parts, tile = min(found, key=lambda one: one[:3])
-    return Division(tile, parts)
+    found = [Division(tile, parts) for tile in tiles_for(target) for parts in _parts_to_try(product, target, tile)]
+    return min(found, key=lambda one: _cycles(product, target, one))
 
 
 def part_length(product: MatrixProduct, step: int, parts: int) -> int:
@@ -118,12 +113,13 @@ def _parts_to_try(product: MatrixProduct, target: Target, tile: Tile) -> list[in
     return sorted({_whole(product, tile.depth, parts) for parts in wanted if 1 <= parts <= most})
 
 
-def _cycles(product: MatrixProduct, target: Target, tile: Tile, parts: int) -> float:
+def _cycles(product: MatrixProduct, target: Target, division: Division) -> float:
+    tile, parts = division.tile, division.parts
+    assert tile is not None
     blocks = tile.count(product) * parts
     rounds = -(-blocks // target.processors)
-    warps = rounds * tile.threads / target.warp
-    speed = LANES * PEAK[tile.each] * min(1.0, warps / BUSY_WARPS)
-    cycles = START + rounds * part_length(product, tile.depth, parts) * tile.rows * tile.columns / speed
+    term = max(LATENCY[tile.each], rounds * tile.rows * tile.columns / (LANES * PEAK[tile.each]))
+    cycles = START + part_length(product, tile.depth, parts) * term
     if parts > 1:
         moved = 2 * parts * product.batch * product.m * product.n * product.dtype.itemsize
         cycles += LAUNCH + moved / (BYTES * target.processors)
@@ -145,4 +141,4 @@ def _without_tile(product: MatrixProduct, target: Target) -> Division:
         wanted, most = target.blocks // (2 * blocks), product.k // (TERMS * warps)
     else:
         wanted, most = 2 * target.blocks // results, product.k // (TERMS * target.warp)
-    return Division(None, _whole(product, 1, max(1, min(wanted, most))), by_columns)
+    return Division(None, _whole(product, TERMS, max(1, min(wanted, most))), by_columns)

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from staticgrad.kernels.cuda.launch import Launch
 from staticgrad.kernels.cuda.points import Axes
-from staticgrad.kernels.cuda.product_text import Outcome, ProductText, Spot, added, indented
+from staticgrad.kernels.cuda.product_text import Outcome, ProductText, Spot, added, indented, quotient, rest, times
 from staticgrad.kernels.cuda.target import Target
-from staticgrad.kernels.cuda.tiles import Division, lanes_of_product, part_length
-from staticgrad.kernels.group_text import term
+from staticgrad.kernels.cuda.tiles import TERMS, Division, lanes_of_product, part_length
 from staticgrad.kernels.products import MatrixProduct
 
 
@@ -36,20 +35,20 @@ def product_by_teams(
     sums = [f"sum_{i}" for i in range(width)]
     distances = [1 << bit for bit in reversed(range(team.bit_length() - 1))]
     text.lines += [
-        f"lane = rest(thread, {team})",
-        f"item = block * {teams} + quotient(thread, {team})",
+        f"lane = {rest('thread', team)}",
+        f"item = block * {teams} + {quotient('thread', team)}",
         f"inside = item < {items}",
         f"item = min(item, {items - 1})",
-        *_part(product, division, "item", items // division.parts),
-        f"result = rest(item, {items // division.parts})",
+        *_part(product, division, "item", items // division.parts, items),
+        f"result = {rest('item', items // division.parts, items)}",
         *axes.lines,
-        f"from_a = {added(term(batch, product.a.stride), term(row, a_row))}",
-        f"from_b = {added(term(batch, product.b.stride), term(column, b_column))}",
+        f"from_a = {added(times(batch, product.a.stride), times(row, a_row))}",
+        f"from_b = {added(times(batch, product.b.stride), times(column, b_column))}",
         *(f"{name} = {text.zero()}" for name in sums),
-        f"k = begin + {term('lane', width)}",
+        f"k = begin + {times('lane', width)}",
         "while k < end:",
-        "    " + _read("x", text.matrix(product.a), f"from_a + {term('k', a_k)}", width),
-        "    " + _read("y", text.matrix(product.b), f"from_b + {term('k', b_k)}", width),
+        "    " + _read("x", text.matrix(product.a), f"from_a + {times('k', a_k)}", width),
+        "    " + _read("y", text.matrix(product.b), f"from_b + {times('k', b_k)}", width),
         *(f"    {name} = {text.multiply_add(name, f'x_{i}', f'y_{i}')}" for i, name in enumerate(sums)),
         f"    k += {team * width}",
         *(f"sum_0 = {text.plus('sum_0', name)}" for name in sums[1:]),
@@ -83,20 +82,21 @@ def product_by_columns(
     text.top.append(f"sums = shared_memory({target.block * width}, {text.dtype.name})")
     sums = [f"sum_{i}" for i in range(width)]
     others = [f"sums[(w * {warp} + lane) * {width} + {i}]" for i in range(width)]
+    column = added(times(rest("block", tiles), warp), "lane")
     text.lines += [
         f"warp, lane = quotient(thread, {warp}), rest(thread, {warp})",
-        f"first = (rest(block, {tiles}) * {warp} + lane) * {width}",
+        f"first = {times(f'({column})', width)}",
         f"inside = first < {extent}",
         f"first = min(first, {extent - width})",
-        f"batch = rest(quotient(block, {tiles}), {product.batch})",
-        *_part(product, division, "block", tiles * product.batch),
-        f"from_matrix = {term('batch', matrix.stride)} + first",
-        f"from_vector = {term('batch', vector.stride)}",
+        f"batch = {rest(quotient('block', tiles), product.batch)}",
+        *_part(product, division, "block", tiles * product.batch, tiles * product.batch * division.parts),
+        f"from_matrix = {added(times('batch', matrix.stride), 'first')}",
+        f"from_vector = {times('batch', vector.stride)}",
         *(f"{name} = {text.zero()}" for name in sums),
         "k = begin + warp",
         "while k < end:",
-        "    " + _read("y", text.matrix(matrix), f"from_matrix + {term('k', step)}", width),
-        f"    x = {text.matrix(vector)}[from_vector + {term('k', vector_step)}]",
+        "    " + _read("y", text.matrix(matrix), f"from_matrix + {times('k', step)}", width),
+        f"    x = {text.matrix(vector)}[from_vector + {times('k', vector_step)}]",
         *(f"    {name} = {text.multiply_add(name, 'x', f'y_{i}')}" for i, name in enumerate(sums)),
         f"    k += {warps}",
         *(f"sums[thread * {width} + {i}] = {name}" for i, name in enumerate(sums)),
@@ -110,13 +110,13 @@ def product_by_columns(
     return Launch(kernel, tuple(text.operands), tiles * product.batch * division.parts, target.block)
 
 
-def _part(product: MatrixProduct, division: Division, number: str, count: int) -> list[str]:
-    """Lines that tell which terms of the sums are added up; `count` numbers follow each other in each part."""
+def _part(product: MatrixProduct, division: Division, number: str, count: int, below: int) -> list[str]:
+    """Lines that tell which terms of the sums are added up: `count` numbers, of those below `below`, to each part."""
     if division.parts == 1:
         return [f"begin, end = int64(0), int64({product.k})"]
-    length = part_length(product, 1, division.parts)
+    length = part_length(product, TERMS, division.parts)
     return [
-        f"part = quotient({number}, {count})",
+        f"part = {quotient(number, count, below)}",
         f"begin = part * {length}",
         f"end = min(begin + {length}, {product.k})",
     ]

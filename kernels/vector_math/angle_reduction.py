@@ -26,7 +26,6 @@ from staticgrad.kernels.vector_math.primitives import (
     Scalar,
     Value,
     bits,
-    call_llvm,
     constant,
     constant_table,
     from_bits,
@@ -113,7 +112,8 @@ def _wide_row(x: Value) -> tuple[Value, Value]:
     """(row, 2^(-32 row)) with row = max(0, exponent of x) // 32, for a float64 x."""
     builder, integer = x.builder, ir.IntType(64)
     bias = integer(EXPONENT_BIAS[DOUBLE])
-    exponent = call_llvm(builder, "llvm.usub.sat", _biased_exponent(x).code, bias)
+    biased = _biased_exponent(x).code
+    exponent = builder.select(builder.icmp_unsigned(">", biased, bias), builder.sub(biased, bias), integer(0))
     row = builder.udiv(exponent, integer(_WIDE_STEP))
     power = builder.sub(bias, builder.mul(row, integer(_WIDE_STEP)))
     scale = from_bits(x, builder.shl(power, integer(MANTISSA_BITS[DOUBLE])))

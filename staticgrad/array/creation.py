@@ -43,8 +43,8 @@ def asarray(obj: Any, /, *, dtype: Any = None, device: str | None = None, copy: 
             raise ValueError(
                 f"asarray: {obj.dtype} to {wanted} on {device or obj.device} needs a copy, and copy=False forbids it"
             )
-        converted = obj.astype(wanted, copy=bool(copy))
-        return converted if device is None else converted.to(device)
+        tensor = obj.astype(wanted, copy=bool(copy))
+        return tensor if device is None else tensor.to(device)
     where = find_device(device)
     shared = isinstance(obj, np.ndarray)
     array = obj if shared else _array_of(obj)

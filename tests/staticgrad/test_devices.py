@@ -279,7 +279,7 @@ def test_check_compares_a_gpu_with_the_reference() -> None:
     np.testing.assert_allclose(host(checked(x)), host(sg.softmax(layer.to("cpu")(sg.asarray(x)), axis=-1)), rtol=1e-5)
 
 
-def test_run_and_compare_take_a_gpu() -> None:
+def test_run_profile_and_compare_take_a_gpu() -> None:
     layer = nn.Linear(3, 1)
     opt = optim.SGD(layer.parameters(), lr=0.1)
 
@@ -291,9 +291,18 @@ def test_run_and_compare_take_a_gpu() -> None:
         return loss
 
     x = np.random.default_rng(0).standard_normal((8, 3)).astype(np.float32)
-    losses = sg.compile(step, device="cuda").run((x,), batch_size=4, epochs=2)
+    train = sg.compile(step, device="cuda")
+    losses = train.run((x,), batch_size=4, epochs=2)
     assert losses.shape == (4,)
     assert losses[-1] < losses[0]
+    before = host(layer.weight)
+    profile = train.profile(x[:4], repeat=1)
+    assert len(profile.rows) >= len(train.plan.groups)
+    assert all(row.seconds > 0 for row in profile.rows[: len(train.plan.groups)])
+    comparison = sg.compare(train, x[:4], repeat=1)
+    assert max(difference.relative for difference in comparison.differences) < 1e-5
+    assert comparison.memory.dynamic_peak > 0
+    np.testing.assert_array_equal(host(layer.weight), before)
 
 
 # ---------------------------------------------------------------- sg.cuda
