@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from staticgrad.graph.errors import DeviceError
@@ -16,7 +17,8 @@ from staticgrad.kernels.cuda.array import Buffer
 from staticgrad.kernels.cuda.library import BoundProduct, Library, ProductCall
 
 if TYPE_CHECKING:
-    from staticgrad.kernels.cuda.gpu import GPU, Stream
+    from staticgrad.kernels.cuda.gpu import GPU
+    from staticgrad.kernels.cuda.stream import Stream
 
 INSTALL = "install it with: pip install 'staticgrad[cublas]'"
 STATUS = {
@@ -83,7 +85,7 @@ class Cublas(Library):
         """The address of the memory to work in, of a stream."""
         if stream.workspace is None:
             stream.workspace = Buffer(self._gpu, self._workspace_bytes)
-            stream.workspace.stream = stream
+            stream.workspace.stream = SimpleNamespace(handle=stream.handle)  # freed in its order, after the Stream
         return stream.workspace.address
 
     def _queue(self, product: BoundProduct, stream: Any, workspace: int) -> None:

@@ -77,6 +77,7 @@ class Hardware(ABC):
         target: what kernels are generated for.
         capability: its generation, such as (9, 0).
         identity: the part of a cache's key that names what its machine code depends on; empty where there is none.
+        several: whether work has been queued on more than one stream; `use` has nothing to do as long as it has not.
         library: what computes matrix products beside our own kernels, where there is such a library.
         library_trouble: why there is none.
     """
@@ -86,6 +87,12 @@ class Hardware(ABC):
     target: Target
     capability: tuple[int, int]
     identity: str
+    several: bool = False
+
+    @property
+    @abstractmethod
+    def stream(self) -> Any:
+        """The queue that this Python thread puts its work into."""
 
     @property
     def library(self) -> Library | None:

@@ -9,16 +9,21 @@ from staticgrad.kernels.cuda.library import BoundProduct
 
 if TYPE_CHECKING:
     from staticgrad.kernels.cuda.cublas import Cublas
-    from staticgrad.kernels.cuda.gpu import GPU, Stream
+    from staticgrad.kernels.cuda.gpu import GPU
     from staticgrad.kernels.cuda.hardware import Bound
+    from staticgrad.kernels.cuda.stream import Stream
 
 
 class ProductNodes:
-    """The products of one sequence of launches, each a node that holds the graph of what the library does."""
+    """The products of one sequence of launches, each a node that holds the graph of what the library does.
+
+    Attributes:
+        numbers: which of the launches they are.
+    """
 
     def __init__(self, gpu: GPU, launches: Sequence[Bound]) -> None:
         self._gpu = gpu
-        self._numbers = {number for number, one in enumerate(launches) if isinstance(one, BoundProduct)}
+        self.numbers = {number for number, one in enumerate(launches) if isinstance(one, BoundProduct)}
         self._workspace = 0  # of the stream of the last run
 
     @property
@@ -26,12 +31,12 @@ class ProductNodes:
         assert self._gpu.library is not None
         return self._gpu.library
 
-    def elsewhere(self, stream: Stream) -> set[int]:
-        """The numbers of the products that have to be changed because another stream's memory is worked in now."""
-        if not self._numbers or self._workspace == (address := self._library.workspace(stream)):
-            return set()
-        self._workspace = address
-        return self._numbers
+    def moved(self, stream: Stream) -> bool:
+        """Whether products work in other memory than at the last call, because they run on another stream."""
+        if not self.numbers:
+            return False
+        before, self._workspace = self._workspace, self._library.workspace(stream)
+        return before != self._workspace
 
     def run(self, product: BoundProduct) -> None:
         """Start a product by itself."""

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from itertools import chain
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -148,20 +149,19 @@ class Program:
 
     def _bind_all(self, inputs: Sequence[Array | DeviceArray], outputs: Sequence[DeviceArray]) -> None:
         """Have the launches work on these arrays."""
-        arrays = [value.buffer for value in (*inputs, *outputs) if isinstance(value, DeviceArray)]
-        self.hardware.use([self._memory, *arrays])
-        entry = 1
-        for value in inputs:
+        _ = self._sequence  # so that it is there, whole, before anything is bound
+        if self.hardware.several:
+            arrays = [value.buffer for value in (*inputs, *outputs) if isinstance(value, DeviceArray)]
+            self.hardware.use([self._memory, *self._staging.values(), *arrays])
+        entries = self._entries
+        for entry, value in enumerate(chain(inputs, outputs), 1):
             if isinstance(value, DeviceArray):
-                self._bind(entry, value.address)
+                address = value.address
             else:
-                staged = self._staged(entry, value.nbytes)
-                self.hardware.write(staged, value)
-                self._bind(entry, staged)
-            entry += 1
-        for value in outputs:
-            self._bind(entry, value.address)
-            entry += 1
+                address = self._staged(entry, value.nbytes)
+                self.hardware.write(address, value)
+            if entries[entry] != address:
+                self._bind(entry, address)
 
     def run_and_read(self, inputs: Sequence[Array | DeviceArray], outputs: Sequence[DeviceArray]) -> dict[Node, Array]:
         """`run`, and a copy of every value that was stored in the arena; of a program compiled without reuse."""
@@ -175,10 +175,9 @@ class Program:
 
     def _bind(self, entry: int, address: int) -> None:
         """Have every launch that works on an entry of the table find it at this address."""
-        if self._entries[entry] != address:
-            self._entries[entry] = address
-            for number, position, offset in self._users[entry]:
-                self._sequence.set_address(number, position, address + offset)
+        self._entries[entry] = address
+        for number, position, offset in self._users[entry]:
+            self._sequence.set_address(number, position, address + offset)
 
     def _check(self) -> None:
         report = np.zeros(ERROR_WORDS, np.int64)
@@ -234,8 +233,12 @@ class Program:
 
             functions = self.hardware.load(self._code, kernels_of(self._facts))
             sequence = self.hardware.sequence([self._bound(functions, *step) for step in self._facts["steps"]])
-            self.__dict__["_sequence"] = sequence
-            self._place_constants()
+            self.__dict__["_sequence"] = sequence  # `_bind` needs it
+            try:
+                self._place_constants()
+            except BaseException:
+                del self.__dict__["_sequence"]
+                raise
             return sequence
 
     def _bound(

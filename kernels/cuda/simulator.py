@@ -159,6 +159,11 @@ class SimulatedGPU(Hardware):
         self.target = target
         self.memory = Memory()
         self._library = NumpyLibrary(self.memory) if library else None
+        self._stream = SimulatedStream()
+
+    @property
+    def stream(self) -> SimulatedStream:
+        return self._stream
 
     @property
     def library(self) -> Library | None:

@@ -25,8 +25,9 @@ from staticgrad.kernels.cache import DiskCache
 from staticgrad.kernels.cuda import precision, product_choice
 from staticgrad.kernels.cuda.array import DeviceArray
 from staticgrad.kernels.cuda.cublas import _FUNCTIONS, Cublas, LoadedLibrary, StatusError, gemm
-from staticgrad.kernels.cuda.gpu import GPU, _Graph
+from staticgrad.kernels.cuda.gpu import GPU
 from staticgrad.kernels.cuda.hardware import Bound, BoundLaunch
+from staticgrad.kernels.cuda.launch_graph import Function, LaunchGraph
 from staticgrad.kernels.cuda.library import BoundProduct, ProductCall, packed
 from staticgrad.kernels.cuda.program import Program, compile_graph
 from staticgrad.kernels.cuda.simulator import SMALL, Memory, SimulatedGPU
@@ -125,12 +126,16 @@ class ColumnBlas:
         return np.ndarray((batch, *shape), dtype, self.memory.at(address), 0, strides)
 
 
+def _stream(handle: int) -> Any:
+    return SimpleNamespace(handle=handle, workspace=None)
+
+
 class FakeGPU(SimulatedGPU):
     """The simulator with a stream, and with cuBLAS as its library."""
 
     def __init__(self, target: Any = TARGET) -> None:
         super().__init__(target)
-        self.stream = SimpleNamespace(handle=5, workspace=None)
+        self._stream = _stream(5)
         self.blas = ColumnBlas(self.memory)
         self._library = Cublas(self, self.blas)  # type: ignore[arg-type, assignment]
 
@@ -186,10 +191,10 @@ def test_the_workspace_follows_the_stream_and_is_that_of_the_stream() -> None:
     library.run(product)
     first = gpu.stream.workspace.address
     assert gpu.blas.queued == [("stream", 77, 5), ("workspace", 77, first), ("product",)]
-    gpu.stream = SimpleNamespace(handle=6, workspace=None)
+    other, gpu._stream = gpu.stream, _stream(6)
     library.run(product)
     assert gpu.blas.queued[3:5] == [("stream", 77, 6), ("workspace", 77, gpu.stream.workspace.address)]
-    assert gpu.stream.workspace.address != first
+    assert gpu.stream.workspace.address != other.workspace.address == first
 
 
 @pytest.mark.parametrize(("asked", "code"), [("float32", 68), ("tf32", 77), ("bfloat16", 75)])
@@ -535,8 +540,9 @@ class Driver:
     def _cuGraphInstantiate(self, graph: Any, flags: int) -> Any:  # noqa: N802
         return list(graph)
 
-    def _cuGraphLaunch(self, executable: Any, stream: int) -> None:  # noqa: N802
+    def cuGraphLaunch(self, executable: Any, stream: int) -> tuple[int]:  # noqa: N802
         self.log.append(("graph", stream, [*executable]))
+        return (0,)
 
     def _cuLaunchKernel(self, function: Any, *arguments: Any) -> None:  # noqa: N802
         self.log.append(("kernel", function))
@@ -561,19 +567,24 @@ class DrivenGPU(FakeGPU):
 
     def __init__(self) -> None:
         super().__init__()
+        self.given_back: list[str] = []
         self.driver = Driver()
         self.call = self.driver.call
         self.blas = _Recorder(self.memory)
         self.blas.driver = self.driver
         self._library = Cublas(self, self.blas)  # type: ignore[arg-type, assignment]
 
-
-def _sequence(gpu: DrivenGPU) -> _Graph:
-    launches: list[Bound] = [BoundLaunch("f", [1], 1, 1), BoundProduct(CALL, [10, 20, 30]), BoundLaunch("g", [2], 1, 1)]
-    return _Graph(launches, gpu=gpu, driver=gpu.driver)  # type: ignore[arg-type]
+    def give_back(self, *calls: tuple[Any, ...]) -> None:
+        self.given_back += [name for name, *_ in calls]
 
 
-def _played(gpu: DrivenGPU, sequence: _Graph) -> list[Any]:
+def _sequence(gpu: DrivenGPU) -> LaunchGraph:
+    kernels = [BoundLaunch(Function(name, None), [place], 1, 1) for place, name in enumerate("fg")]  # type: ignore[arg-type]
+    launches: list[Bound] = [kernels[0], BoundProduct(CALL, [10, 20, 30]), kernels[1]]
+    return LaunchGraph(gpu, launches)  # type: ignore[arg-type]
+
+
+def _played(gpu: DrivenGPU, sequence: LaunchGraph) -> list[Any]:
     gpu.driver.log = []
     sequence.run()
     return gpu.driver.log
@@ -597,9 +608,9 @@ def test_new_addresses_and_another_streams_workspace_reach_the_graph() -> None:
     space = gpu.stream.workspace.address
     sequence.set_address(1, 2, 31)
     assert _played(gpu, sequence)[-1] == ("graph", 5, ["f", [("product", 9, space, 31)], "g"])
-    gpu.stream = SimpleNamespace(handle=6, workspace=None)
+    other, gpu._stream = gpu.stream, _stream(6)
     found = _played(gpu, sequence)[-1]
-    assert gpu.stream.workspace.address != space
+    assert gpu.stream.workspace.address != other.workspace.address == space
     assert found == ("graph", 6, ["f", [("product", 9, gpu.stream.workspace.address, 31)], "g"])
 
 
@@ -612,6 +623,7 @@ def test_where_the_library_does_something_else_the_graph_is_made_again() -> None
     sequence.set_address(1, 2, 32)
     found = _played(gpu, sequence)
     assert found[-1] == ("graph", 5, ["f", [("product", 9, gpu.stream.workspace.address, 32)], "g"])
+    assert gpu.given_back == ["cuGraphExecDestroy", "cuGraphDestroy"]
 
 
 def test_a_capture_ends_where_the_library_fails() -> None:
