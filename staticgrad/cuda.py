@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 from staticgrad.graph.errors import DeviceError
-from staticgrad.kernels.cuda import precision as _precision
+from staticgrad.kernels import precision as _precision
 from staticgrad.kernels.device import find_device, forget
 
 

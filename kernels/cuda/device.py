@@ -15,8 +15,8 @@ from staticgrad.graph.op import Op
 from staticgrad.graph.ops import arithmetic, leaf
 from staticgrad.graph.ops.shape import broadcast_to
 from staticgrad.graph.rewrite import rewrite
+from staticgrad.kernels import precision
 from staticgrad.kernels.cache import DiskCache, default_cache
-from staticgrad.kernels.cuda import precision
 from staticgrad.kernels.cuda.array import DeviceArray
 from staticgrad.kernels.cuda.hardware import Hardware
 from staticgrad.kernels.cuda.program import Program, compile_graph

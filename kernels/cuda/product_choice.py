@@ -14,9 +14,9 @@ import numpy as np
 
 from staticgrad.graph.errors import OutOfMemoryError
 from staticgrad.graph.node import Graph, Node
+from staticgrad.kernels import precision
 from staticgrad.kernels.cache import DiskCache, content_key
 from staticgrad.kernels.cpu.table import STATUS_BYTES
-from staticgrad.kernels.cuda import precision
 from staticgrad.kernels.cuda.array import Buffer
 from staticgrad.kernels.cuda.hardware import Bound, BoundLaunch, Hardware
 from staticgrad.kernels.cuda.launch import Launch

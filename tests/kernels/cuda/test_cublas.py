@@ -21,8 +21,9 @@ import staticgrad as sg
 from staticgrad.graph.errors import DeviceError, IndexRangeError
 from staticgrad.graph.interpret import interpret
 from staticgrad.graph.node import Graph, Node
+from staticgrad.kernels import precision
 from staticgrad.kernels.cache import DiskCache
-from staticgrad.kernels.cuda import precision, product_choice
+from staticgrad.kernels.cuda import product_choice
 from staticgrad.kernels.cuda.array import DeviceArray
 from staticgrad.kernels.cuda.cublas import _FUNCTIONS, Cublas, LoadedLibrary, StatusError, gemm
 from staticgrad.kernels.cuda.gpu import GPU
