@@ -69,7 +69,7 @@ class ColumnBlas:
     def get_version(self, handle: int) -> int:
         return 130_100
 
-    def setstream(self, handle: int, stream: int) -> None:
+    def set_stream(self, handle: int, stream: int) -> None:
         self.queued.append(("stream", handle, stream))
 
     def set_workspace(self, handle: int, address: int, nbytes: int) -> None:

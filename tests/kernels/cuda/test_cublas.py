@@ -22,8 +22,6 @@ from staticgrad.kernels.cuda.library import BoundProduct
 from staticgrad.kernels.cuda.program import compile_graph
 from staticgrad.kernels.device import find_device
 
-Array = np.ndarray[Any, Any]
-
 
 def _operand(b: Builder, kind: str, batch: tuple[int, ...], rows: int, columns: int, dtype: str) -> Node:
     """A stack of (rows, columns) matrices that lies in memory in some way."""

@@ -52,6 +52,13 @@ def test_sums_of_columns_read_the_product_from_working_memory() -> None:
     assert program._facts["own"] >= product.nbytes
 
 
+def test_a_product_that_is_read_late_is_not_replaced_before() -> None:
+    b = Builder()
+    product = b("matmul", b.argument((40, 6)), b.argument((6, 4)))
+    program = check(b.graph(b("tanh", product), b("sum", product, axis=(0,))), _gpu(), "numpy+k+k")
+    assert program._facts["own"] >= product.nbytes
+
+
 def _guarded(*, follows: bool) -> tuple[Graph, list[Array]]:
     """A state that is replaced by a product, after a look-up that may fail."""
     b = Builder()
@@ -172,6 +179,9 @@ def test_programs_from_disk_know_which_products_were_the_librarys(tmp_path: Path
     compile_graph(_layer(), gpu, cache=cache)
     again = compile_graph(_layer(), gpu, cache=cache)
     assert again.from_cache
+    newer = Timed(0.1)
+    newer._library.version = "a newer one"  # type: ignore[union-attr]
+    assert not compile_graph(_layer(), newer, cache=cache).from_cache
     graph = again.graph
     arrays = arrays_for(graph)
     np.testing.assert_allclose(run(again, arrays)[0], expected(graph, arrays)[0], rtol=1e-5)

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 from column_blas import CALL, ColumnBlas, FakeGPU, stream
 
@@ -15,8 +14,6 @@ from staticgrad.kernels.cuda.cublas import Cublas, StatusError
 from staticgrad.kernels.cuda.hardware import Bound, BoundLaunch
 from staticgrad.kernels.cuda.launch_graph import Function, LaunchGraph
 from staticgrad.kernels.cuda.library import BoundProduct
-
-Array = np.ndarray[Any, Any]
 
 
 class Driver:
