@@ -30,6 +30,7 @@ from staticgrad.kernels.expressions import BOOL
 from staticgrad.kernels.reduction_steps import accumulator_dtype, first_value, least_value, narrowed, step, stored_value
 
 IN_FLIGHT = 4  # vectors that one thread has in hand at once: it waits for memory less, and they fit its registers
+UNBOUNDED = 256  # threads of a block that may each have all the registers there are
 PART = 64  # terms of a sum that one thread adds up at least, before parts are added
 ALIGNMENT = 64
 GRID = "int64(cuda.gridDim.x)"  # the number of blocks
@@ -137,6 +138,7 @@ class _Group:
             if number:
                 text.lines.append("cuda.syncthreads()")
             grid = max(grid, stage(text))
+        text.resident = 1 if self.threads > UNBOUNDED else 0
         kernel = text.kernel(guarded=self.guarded)
         return Launch(kernel, tuple(text.operands), 1 if len(stages) > 1 else grid, self.threads)
 
