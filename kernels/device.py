@@ -6,6 +6,7 @@ its methods do what NumPy does for arrays of the CPU.
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -123,6 +124,7 @@ class Device(ABC):
 
 
 _devices: dict[str, Device] = {}
+_opening = threading.RLock()  # a GPU is opened once, whatever it is called and whoever asks first
 
 
 def find_device(name: str | None) -> Device:
@@ -143,8 +145,11 @@ def find_device(name: str | None) -> Device:
     if kind == "cuda" and (not number or number.isdigit()):
         from staticgrad.kernels.cuda.device import CUDA
 
-        made = _devices.setdefault(f"cuda:{number or 0}", CUDA(int(number or 0)))
-        return _devices.setdefault(name, made)
+        with _opening:
+            whole_name = f"cuda:{int(number or 0)}"
+            if whole_name not in _devices:
+                _devices[whole_name] = CUDA(int(number or 0))
+            return _devices.setdefault(name, _devices[whole_name])
     raise DeviceError(f"device: there are 'cpu', 'cuda' and 'cuda:0', 'cuda:1', …; got {name!r}")
 
 

@@ -145,13 +145,17 @@ def _needs_library(precision: str, device: str) -> None:
 
 
 def reset(device: str = "cuda") -> None:
-    """Give back everything on a GPU and begin anew, after a failure that has left it unusable.
+    """Give back everything that this process has on a GPU and begin anew, after a failure that has left it unusable.
 
-    Tensors that lived there, and functions compiled for it, are lost.
+    Tensors that lived there, functions compiled for it, and what other libraries had there are lost.
+
+    Raises:
+        DeviceError: the driver does not let this process use the GPU again; a new process can.
     """
-    known = find_device(device)
-    _hardware(device).close()
-    forget(known.name)
+    hardware = _hardware(device)
+    hardware.close()
+    forget(hardware.name)
+    _hardware(hardware.name)
 
 
 __all__ = [

@@ -12,7 +12,7 @@ from staticgrad.kernels.cuda import toolkit
 OUT_OF_MEMORY = 2
 NOT_INITIALIZED = 3
 FATAL = frozenset({
-    226, 700, 702, 710, 714, 715, 716, 717, 718, 719, 721,  # the driver's manual: the process must be started anew
+    226, 700, 702, 710, 714, 715, 716, 717, 718, 719, 721, 810, 911,  # by the manual the process must be started anew
     214, 220,  # memory or a link of the GPU has failed
     709,  # another library has destroyed the context
 })  # fmt: skip

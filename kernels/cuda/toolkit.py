@@ -98,7 +98,7 @@ def linked(texts: Sequence[str], capability: tuple[int, int]) -> tuple[bytes, di
     except nvjitlink.nvJitLinkError as error:
         log = bytearray(nvjitlink.get_error_log_size(handle))
         nvjitlink.get_error_log(handle, log)
-        said = log.rstrip(b"\0").decode(errors="replace").strip()
+        said = " ".join(log.rstrip(b"\0").decode(errors="replace").split())
         raise DeviceError(
             f"cuda: the kernels cannot be linked for {arch}: {said}; made by {versions()}: install packages of one "
             "CUDA version"

@@ -37,7 +37,7 @@ class Node:
 
 
 @dataclass(eq=False)
-class Graph:
+class NodeGraph:
     nodes: list[tuple[int, Node]] = field(default_factory=list)  # with their handles
 
 
@@ -254,14 +254,14 @@ class FakeDriver(Contexts):
 
     @function(results=1)
     def cuGraphCreate(self, flags: int) -> Any:
-        return self.new(real.CUgraph, Graph(), self.current)
+        return self.new(real.CUgraph, NodeGraph(), self.current)
 
     @function(results=1)
     def cuGraphAddKernelNode(self, hGraph: Any, dependencies: list[Any], numDependencies: int, nodeParams: Any) -> Any:
         assert len(dependencies) == numDependencies
         node = Node(self._launch_of(nodeParams), [self.find(one, Node) for one in dependencies])
         handle = self.new(real.CUgraphNode, node, self.current)
-        self.find(hGraph, Graph).nodes.append((int(handle), node))
+        self.find(hGraph, NodeGraph).nodes.append((int(handle), node))
         return handle
 
     def _launch_of(self, parameters: Any) -> Launch:
@@ -272,7 +272,7 @@ class FakeDriver(Contexts):
 
     @function(results=1)
     def cuGraphInstantiate(self, hGraph: Any, flags: int) -> Any:
-        nodes = [node for _, node in self.find(hGraph, Graph).nodes]
+        nodes = [node for _, node in self.find(hGraph, NodeGraph).nodes]
         order = in_some_order(nodes, lambda node: node.after)
         return self.new(real.CUgraphExec, Executable(order, {node: node.launch for node in nodes}), self.current)
 
@@ -296,7 +296,7 @@ class FakeDriver(Contexts):
 
     @function()
     def cuGraphDestroy(self, hGraph: Any) -> None:
-        for number, _ in self.drop(hGraph, Graph).nodes:
+        for number, _ in self.drop(hGraph, NodeGraph).nodes:
             del self._objects[number]
 
 
