@@ -9,14 +9,16 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from staticgrad.graph.errors import DeviceError
 from staticgrad.graph.node import DType, Graph, Shape
 from staticgrad.graph.op import Op
-from staticgrad.kernels.cache import DiskCache
+
+if TYPE_CHECKING:
+    from staticgrad.kernels.cache import DiskCache
 
 Array = Any  # a NumPy array, or what another device has in its place
 HostArray = np.ndarray[Any, Any]

@@ -7,10 +7,11 @@ runs while Python goes on; reading a value waits for it. `docs/gpu.md` has the d
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 from staticgrad.graph.errors import DeviceError
+from staticgrad.kernels import precision as _precision
 from staticgrad.kernels.device import find_device, forget
 
 
@@ -106,6 +107,43 @@ def stream(device: str = "cuda") -> Iterator[Any]:
         yield made
 
 
+def get_matmul_precision() -> str:
+    """How matrix products in float32 are computed by what is compiled now."""
+    return _precision.current()
+
+
+def set_matmul_precision(precision: str, device: str = "cuda") -> None:
+    """Have matrix products computed so by all that is compiled from now on; see `matmul_precision`.
+
+    Raises:
+        DeviceError: as `matmul_precision`.
+    """
+    _needs_library(precision, device)
+    _precision.set_everywhere(precision)
+
+
+def matmul_precision(precision: str, device: str = "cuda") -> AbstractContextManager[None]:
+    """How matrix products in float32 are computed on a GPU, by functions compiled and ops run inside the `with` block.
+
+    "float32" is exact to rounding, and the default. "tf32" rounds the factors to 10 bits of fraction and "bfloat16" to
+    7, where cuBLAS computes a product because it is faster so; sums are in float32 always. A function that has been
+    compiled keeps the precision that it was compiled with.
+
+    Raises:
+        DeviceError: there is no such precision; or it is not "float32", and there is no cuBLAS on the device.
+    """
+    _needs_library(precision, device)
+    return _precision.Using(precision)
+
+
+def _needs_library(precision: str, device: str) -> None:
+    if _precision.checked(precision) == "float32":
+        return
+    hardware = _hardware(device)
+    if hardware.library is None:
+        raise DeviceError(f"matmul_precision: only cuBLAS computes in {precision!r}; {hardware.library_trouble}")
+
+
 def reset(device: str = "cuda") -> None:
     """Give back everything that this process has on a GPU and begin anew, after a failure that has left it unusable.
 
@@ -123,12 +161,15 @@ def reset(device: str = "cuda") -> None:
 __all__ = [
     "DeviceProperties",
     "get_device_properties",
+    "get_matmul_precision",
     "is_available",
+    "matmul_precision",
     "max_memory_allocated",
     "memory_allocated",
     "memory_info",
     "reset",
     "reset_peak_memory_stats",
+    "set_matmul_precision",
     "stream",
     "synchronize",
     "why_unavailable",

@@ -14,6 +14,7 @@ import staticgrad as sg
 from benchmarks.engines import NotOfferedError, Step
 from benchmarks.rows import LEARNING_RATE, Arrays, Row, layer_widths
 from staticgrad import nn, optim
+from staticgrad.graph.errors import DeviceError
 
 VERSION = sg.__version__
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
@@ -61,9 +62,10 @@ def _use(precision: str) -> None:
     """Have matrix products computed so for the rest of the process, which does one row."""
     if precision == "float32":
         return
-    if not hasattr(sg.cuda, "matmul_precision"):
-        raise NotOfferedError(f"staticgrad has no sg.cuda.matmul_precision({precision!r})")
-    sg.cuda.matmul_precision(precision).__enter__()
+    try:
+        sg.cuda.set_matmul_precision(precision)
+    except DeviceError as error:
+        raise NotOfferedError(str(error)) from error
 
 
 def _profile_of(function: Any, *arguments: Any) -> Callable[[], list[tuple[str, str, float]]] | None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from staticgrad.graph.errors import FileFormatError
 from staticgrad.graph.node import DType, Graph, Shape
 from staticgrad.graph.op import Op
-from staticgrad.kernels.cache import DiskCache
 from staticgrad.kernels.device import Array, Device, HostArray, device_of
+
+if TYPE_CHECKING:
+    from staticgrad.kernels.cache import DiskCache
 
 log = logging.getLogger("staticgrad")
 

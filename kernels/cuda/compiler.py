@@ -16,7 +16,9 @@ from staticgrad.graph.serialize import canonical_order
 from staticgrad.graph.timeline import stage
 from staticgrad.kernels.cpu.steps import Arena
 from staticgrad.kernels.cuda.hardware import Hardware
+from staticgrad.kernels.cuda.library import packed
 from staticgrad.kernels.cuda.lower import for_device, lower
+from staticgrad.kernels.cuda.product_choice import ProductChoice
 from staticgrad.kernels.kernel import Kernel
 
 
@@ -30,11 +32,13 @@ def planned(graph: Graph, *, reuse: bool) -> Plan:
         return make_plan(graph, groups, reuse=reuse)
 
 
-def compiled(graph: Graph, hardware: Hardware, *, reuse: bool, poison: bool) -> tuple[dict[str, Any], bytes, Plan]:
+def compiled(
+    graph: Graph, hardware: Hardware, choice: ProductChoice | None = None, *, reuse: bool, poison: bool
+) -> tuple[dict[str, Any], bytes, Plan]:
     """What a program knows of itself, its machine code, and its plan; arguments as `program.compile_graph`."""
     plan = planned(graph, reuse=reuse)
     with stage("lower"):
-        lowered = lower(graph, plan, hardware.target, poison=poison)
+        lowered = lower(graph, plan, hardware.target, poison=poison, choice=choice)
     with stage("kernels"):
         code = hardware.compile(list(lowered.kernels.values()))
     numbers = {node: number for number, node in enumerate(canonical_order(graph))}
@@ -58,6 +62,7 @@ def compiled(graph: Graph, hardware: Hardware, *, reuse: bool, poison: bool) -> 
                 ],
                 step.grid,
                 step.block,
+                packed(step.product) if step.product is not None else None,
             )
             for step in lowered.steps
         ],

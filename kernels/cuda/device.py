@@ -15,6 +15,7 @@ from staticgrad.graph.op import Op
 from staticgrad.graph.ops import arithmetic, leaf
 from staticgrad.graph.ops.shape import broadcast_to
 from staticgrad.graph.rewrite import rewrite
+from staticgrad.kernels import precision
 from staticgrad.kernels.cache import DiskCache, default_cache
 from staticgrad.kernels.cuda.array import DeviceArray
 from staticgrad.kernels.cuda.hardware import Hardware
@@ -71,7 +72,8 @@ class CUDA(Device):
         if op.name == "reshape":  # the one view whose elements lie as they did
             shape = op.infer([Spec(value.shape, value.dtype) for value in values], attributes).shape
             return self.place(values[0]).reshaped(shape)
-        key = (op, tuple((value.shape, value.dtype) for value in values), _hashable(attributes))
+        how = precision.current() if op.name == "matmul" else ""
+        key = (op, tuple((value.shape, value.dtype) for value in values), _hashable(attributes), how)
         program = self._program_of(key)
         (result,) = program.graph.outputs
         made = self.empty(result.shape, result.dtype)
@@ -117,7 +119,7 @@ class CUDA(Device):
 
     def _compiled_op(self, key: tuple[Any, ...]) -> Program:
         """The program of one op on operands of these types."""
-        op, types, attributes = key
+        op, types, attributes, _ = key
         inputs = []
         for index, (shape, dtype) in enumerate(types):
             told = {"index": index, "role": "argument", "name": f"x{index}", "shape": shape, "dtype": dtype}

@@ -29,6 +29,8 @@ from staticgrad.kernels.cuda.target import VECTOR_BYTES, Target
 from staticgrad.kernels.expressions import BOOL
 from staticgrad.kernels.reduction_steps import accumulator_dtype, first_value, least_value, narrowed, step, stored_value
 
+IN_FLIGHT = 4  # vectors that one thread has in hand at once: it waits for memory less, and they fit its registers
+UNBOUNDED = 256  # threads of a block that may each have all the registers there are
 PART = 64  # terms of a sum that one thread adds up at least, before parts are added
 ALIGNMENT = 64
 GRID = "int64(cuda.gridDim.x)"  # the number of blocks
@@ -72,6 +74,14 @@ class _Sum:
     kept: tuple[int, ...]
     reduced: tuple[int, ...]
     inner_is_kept: bool
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Points of a row that each thread of its team has one vector of; `within` tells which threads, if not all."""
+
+    points: Points
+    within: str
 
 
 class _Group:
@@ -128,6 +138,7 @@ class _Group:
             if number:
                 text.lines.append("cuda.syncthreads()")
             grid = max(grid, stage(text))
+        text.resident = 1 if self.threads > UNBOUNDED else 0
         kernel = text.kernel(guarded=self.guarded)
         return Launch(kernel, tuple(text.operands), 1 if len(stages) > 1 else grid, self.threads)
 
@@ -143,7 +154,7 @@ class _Group:
     def _threads(self) -> int:
         """Threads of a block: enough for one row, or for all of a small group."""
         target = self.target
-        if self._has_rows() and self._team() >= target.block:
+        if self._has_rows() and self._team() > target.warp:
             return self._team()
         if self.small:
             return max(target.warp, min(target.block, _power_of_two(-(-self.structure.size // self.lanes))))
@@ -247,7 +258,7 @@ class _Group:
         pending = list(wanted)
         while pending:
             node = pending.pop()
-            if node in self.members and node not in needed and node not in points.values:
+            if node in self.members and node not in needed and points.value(node) is None:
                 needed.add(node)
                 pending += [access.owner for access in self.members[node].accesses]
         points.compute([member for member in self.structure.members if member.node in needed])
@@ -258,15 +269,15 @@ class _Group:
     # ------------------------------------------------------------ rows
 
     def _team(self) -> int:
-        """How many threads work on one row."""
-        size, target = self.structure.row_size, self.target
-        each = 4 * self.lanes
-        if size <= 8 * each * target.warp // 4:
-            return min(target.warp, _power_of_two(-(-size // each)))
-        return max(target.block, min(target.largest_block, _power_of_two(-(-size // each))))
+        """How many threads work on one row: part of a warp, or a block."""
+        size = self.structure.row_size
+        return min(self.target.largest_block, _power_of_two(-(-size // (IN_FLIGHT * self.lanes))))
 
     def _rows(self, text: KernelText) -> int:
-        """Every row by a team of threads, in several passes."""
+        """Every row by a team of threads, in several passes.
+
+        A row that fits stays in the registers of its team: it is read once, and nothing is computed twice.
+        """
         structure = self.structure
         outer = self._over("row", range(len(structure.outer)))
         inner = self._over("j", range(len(structure.outer), len(self.axes)))
@@ -274,17 +285,18 @@ class _Group:
         team = self._team()
         rows, teams = structure.rows or 1, self.threads // team
         self._compute(points, [m.node for m in structure.members if self.level[m.node] == Level.BEFORE])
+        pieces = self._pieces(points, team)
         for stage in range(structure.count + 1):
             self._row_values(points, stage)
             if stage < structure.count:
-                self._pass(points, stage, team)
+                self._pass(points, pieces, stage, team)
         kept = [node for node in (*self.writes, *self.own) if self.level[node] == Level.ROW]
-        stores = [f"{text.held(node)}[row] = " + _stored(node, points.values[node][0]) for node in kept]
+        stores = [f"{text.held(node)}[row] = " + _stored(node, points.common[node][0]) for node in kept]
         if stores:
             points.row += [_if("inside" if teams > 1 else "", "lane == 0"), *_indented(stores)]
-        text.lines += points.before
         text.lines += [
             f"lane = rest(thread, {team})",
+            *points.before,
             f"first = block * {teams}",
             f"while first < {rows}:",
             *_indented(
@@ -298,6 +310,26 @@ class _Group:
             ),
         ]  # fmt: skip
         return blocks_for(rows, teams, 2**20)
+
+    def _pieces(self, points: Points, team: int) -> list[_Piece]:
+        """The row in pieces that the team holds in registers; none where it does not fit."""
+        size, width = self.structure.row_size, team * self.lanes
+        count = -(-size // width)
+        if count > IN_FLIGHT:
+            return []
+        found = []
+        for number in range(count):
+            counter = f"j{number}"
+            whole = (number + 1) * width <= size
+            points.before.append(f"{counter} = lane * {self.lanes} + {number * width}")
+            if not whole:  # threads behind the end read its last elements once more, and leave them out
+                points.before += [
+                    f"within = {counter} < {size}",
+                    f"{counter} = select(within, {counter}, int64({size - self.lanes}))",
+                ]
+            axes = self._over(counter, range(len(self.structure.outer), len(self.axes)))
+            found.append(_Piece(points.beside(axes, f"_{number}" if count > 1 else ""), "" if whole else "within"))
+        return found
 
     def _row_values(self, points: Points, stage: int) -> None:
         """Values of the row that are known after `stage` passes."""
@@ -318,73 +350,83 @@ class _Group:
         points.row.append(f"{place} = {text.checked(node, index, node.operands[0].shape[-1])}")
         value = points.at(source, place, points.row)
         points.row.append(f"{text.names[node]} = {value}")
-        points.values[node] = [text.names[node]]
+        points.common[node] = [text.names[node]]
 
-    def _pass(self, points: Points, number: int, team: int) -> None:
-        """One run over the row."""
-        structure, text = self.structure, points.text
-        points.new_pass()
+    def _pass(self, points: Points, pieces: Sequence[_Piece], number: int, team: int) -> None:
+        """One run over the row: over its pieces in registers, or else in a loop over its memory."""
+        text = points.text
+        reduced = [
+            member
+            for member in self.structure.members
+            if self.level[member.node] == Level.ROW and number in self.structure.passes.get(member.node, ())
+        ]
+        begin, end = [], []
+        for member in reduced:
+            node = member.node
+            name = text.names[node]
+            place = name if is_position(member) else ""
+            register = f"c{name[1:]}" if place else name
+            first = least_value(node.op.name, node.operands[0].dtype) if place else first_value(node)
+            begin += [f"{register} = {first}", *([f"{name} = int64(0)"] if place else [])]
+            end += text.together(node, register, team, place)
+        lines = []
+        for piece in pieces:
+            lines += self._visit(piece, number, team)
+        if not pieces:
+            points.new_pass()
+            body = self._visit(_Piece(points, ""), number, team)
+            if body:
+                size, stride = points.groups[-1].size, team * self.lanes
+                lines = [f"j = lane * {self.lanes}", f"while j < {size}:", *_indented([*body, f"j += {stride}"])]
+        points.row += [*begin, *lines, *end]
+        for member in reduced:
+            points.common[member.node] = [text.names[member.node]]
+
+    def _visit(self, piece: _Piece, number: int, team: int) -> list[str]:
+        """What one pass does at some points of the row."""
+        structure, points = self.structure, piece.points
         stores: list[str] = []
-        reduced: list[Node] = []
-        begin: list[str] = []
-        end: list[str] = []
         for member in structure.members:
             node = member.node
             wanted = structure.passes.get(node, ())
-            if number not in wanted or (member.kind == "reduce" and self.level[node] != Level.ROW):
+            if number not in wanted:
                 continue
             if member.kind == "reduce":
-                self._accumulate(points, member, begin)
-                place = text.names[node] if is_position(member) else ""
-                register = f"c{text.names[node][1:]}" if place else text.names[node]
-                end += text.together(node, register, team, place)
-                reduced.append(node)
-                continue
-            if node in self.writes and number > min(wanted):
-                points.stored(node)
-                continue
-            points.compute([member])
-            if node in self.writes:
-                stores += points.store(node, points.values[node])
-        for member in structure.members:
-            if (
-                member.kind == "reduce"
-                and self.level[member.node] == Level.ROW
-                and number in structure.passes[member.node]
-            ):
-                points.values[member.node] = [text.names[member.node]]
-        if not points.point and not begin:
-            return
-        inner = points.groups[-1]
-        guarded = [_if("inside"), *_indented(stores)] if stores and self.threads > team else stores
-        points.row += [
-            *begin,
-            f"j = lane * {self.lanes}",
-            f"while j < {inner.size}:",
-            *_indented([*inner.lines, *points.point, *guarded, f"j += {team * self.lanes}"]),
-            *end,
-        ]
+                if self.level[node] == Level.ROW:
+                    self._accumulate(piece, member)
+            elif points.value(node) is None:
+                if node in self.writes and number > min(wanted):
+                    points.stored(node)
+                    continue
+                points.compute([member])
+                if node in self.writes:
+                    stores += points.store(node, points.values[node])
+        conditions = [condition for condition in ("inside" if self.threads > team else "", piece.within) if condition]
+        guarded = [_if(*conditions), *_indented(stores)] if stores and conditions else stores
+        return [*points.taken(), *guarded]
 
-    def _accumulate(self, points: Points, member: Member, begin: list[str]) -> None:
+    def _accumulate(self, piece: _Piece, member: Member) -> None:
         """Add the points of a thread to the reduction of their row."""
-        text, node = points.text, member.node
+        points, text, node = piece.points, piece.points.text, member.node
         name = text.names[node]
         values = points.read(member.accesses[0], points.lanes)
         if not is_position(member):
-            begin.append(f"{name} = {first_value(node)}")
+            if piece.within:
+                values = [f"select({piece.within}, {value}, {first_value(node)})" for value in values]
             points.point += [f"{name} = {step(node, name, value)}" for value in values]
             return
-        best = f"c{name[1:]}"
+        best, counter = f"c{name[1:]}", points.groups[-1].counter
         sign = ">" if node.op.name == "argmax" else "<"
-        begin += [f"{best} = {least_value(node.op.name, node.operands[0].dtype)}", f"{name} = int64(0)"]
         floating = node.operands[0].dtype.kind == "f"
         for k, value in enumerate(values):
-            better = f"({value} {sign} {best})" + (
-                f" | (({value} != {value}) & ({best} == {best}))" if floating else ""
-            )
+            better = f"({value} {sign} {best})"
+            if floating:
+                better += f" | (({value} != {value}) & ({best} == {best}))"
+            if piece.within:
+                better = f"{piece.within} & ({better})"
             points.point += [
                 f"better = bool({better})",
-                f"{name} = select(better, j + {k}, {name})",
+                f"{name} = select(better, {counter} + {k}, {name})",
                 f"{best} = select(better, {value}, {best})",
             ]
 
@@ -568,11 +610,11 @@ class _Group:
                 name = text.names[member.node]
                 wide = narrowed(member.node, f"c{name[1:]}") if parts > 1 else f"c{name[1:]}"
                 text.lines.append(f"{name} = {wide}")
-                points.values[member.node] = [name]
+                points.common[member.node] = [name]
         points.before = []
         points.compute([m for m in self.structure.members if level[m.node] == Level.AFTER and m.kind == "map"])
-        single = [node for node in self.writes if node in points.values]
-        stores = [f"{text.storage(node)}[0] = {_stored(node, points.values[node][0])}" for node in single]
+        single = [node for node in self.writes if node in points.common]
+        stores = [f"{text.storage(node)}[0] = {_stored(node, points.common[node][0])}" for node in single]
         text.lines += [*points.before, _if("(block == 0) & (thread == 0)"), *_indented(stores)]
         return 1
 

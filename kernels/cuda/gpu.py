@@ -6,6 +6,7 @@ import gc
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,15 +15,17 @@ from staticgrad.graph.errors import DeviceError, OutOfMemoryError
 from staticgrad.kernels.cpu.host import source_digest
 from staticgrad.kernels.cuda import toolkit
 from staticgrad.kernels.cuda.calls import Calls
-from staticgrad.kernels.cuda.hardware import BoundLaunch, Hardware, LaunchSequence, out_of_memory
+from staticgrad.kernels.cuda.hardware import Bound, Hardware, LaunchSequence, out_of_memory
 from staticgrad.kernels.cuda.launch_graph import LaunchGraph, Module
 from staticgrad.kernels.cuda.staging import Staging
 from staticgrad.kernels.cuda.stream import Stream
 from staticgrad.kernels.cuda.target import Target
+from staticgrad.kernels.cuda.timing import seconds_of
 from staticgrad.kernels.kernel import Kernel
 
 if TYPE_CHECKING:
     from staticgrad.kernels.cuda.array import Buffer
+    from staticgrad.kernels.cuda.cublas import Cublas
 
 Array = np.ndarray[Any, Any]
 Compiler = Callable[[Sequence[Kernel], tuple[int, int]], bytes]
@@ -223,8 +226,30 @@ class GPU(Hardware):
         module = Module(self, code)
         return {symbol: module.function(symbol) for symbol in kernels}
 
-    def sequence(self, launches: Sequence[BoundLaunch]) -> LaunchSequence:
+    def sequence(self, launches: Sequence[Bound]) -> LaunchSequence:
         return LaunchGraph(self, launches)
+
+    def seconds(self, launches: Sequence[Bound]) -> float:
+        return seconds_of(self, launches)
+
+    @property
+    def library(self) -> Cublas | None:
+        return self._cublas[0]
+
+    @property
+    def library_trouble(self) -> str:
+        return self._cublas[1]
+
+    @cached_property
+    def _cublas(self) -> tuple[Cublas | None, str]:
+        """cuBLAS, or why it cannot be used."""
+        from staticgrad.kernels.cuda.cublas import Cublas
+
+        try:
+            self._enter()
+            return Cublas(self), ""
+        except DeviceError as error:
+            return None, str(error)
 
     def _enter(self) -> None:
         """Make the device's context that of this Python thread."""

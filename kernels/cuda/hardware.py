@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from staticgrad.graph.errors import OutOfMemoryError
+from staticgrad.kernels.cuda.library import BoundProduct, Library
 from staticgrad.kernels.cuda.target import Target
 from staticgrad.kernels.kernel import Kernel
 
@@ -33,16 +34,19 @@ class BoundLaunch:
     block: int
 
 
+Bound = BoundLaunch | BoundProduct
+
+
 @dataclass
 class LaunchSequence(ABC):
-    """Launches that run in order with one call.
+    """Launches, and products of a library, that run in order with one call.
 
     Attributes:
         launches: in order; their addresses may be changed between two runs, by `set_address`.
         changed: the numbers of launches whose addresses have changed since the last run.
     """
 
-    launches: list[BoundLaunch]
+    launches: list[Bound]
     changed: set[int] = field(default_factory=set)
 
     def set_address(self, number: int, position: int, address: int) -> None:
@@ -74,6 +78,8 @@ class Hardware(ABC):
         capability: its generation, such as (9, 0).
         identity: the part of a cache's key that names what its machine code depends on; empty where there is none.
         several: whether work has been queued on more than one stream; `use` has nothing to do as long as it has not.
+        library: what computes matrix products beside our own kernels, where there is such a library.
+        library_trouble: why there is none.
     """
 
     name: str
@@ -87,6 +93,14 @@ class Hardware(ABC):
     @abstractmethod
     def stream(self) -> Any:
         """The queue that this Python thread puts its work into."""
+
+    @property
+    def library(self) -> Library | None:
+        return None
+
+    @property
+    def library_trouble(self) -> str:
+        return f"cuda: {self.name} has no library of matrix products"
 
     @abstractmethod
     def allocate(self, nbytes: int) -> int:
@@ -137,8 +151,12 @@ class Hardware(ABC):
         """The functions of compiled kernels by symbol, for `BoundLaunch`."""
 
     @abstractmethod
-    def sequence(self, launches: Sequence[BoundLaunch]) -> LaunchSequence:
+    def sequence(self, launches: Sequence[Bound]) -> LaunchSequence:
         """Ready launches to be run together."""
+
+    @abstractmethod
+    def seconds(self, launches: Sequence[Bound]) -> float:
+        """How long launches take, one after the other, once everything is loaded."""
 
     @abstractmethod
     def new_stream(self) -> Any:

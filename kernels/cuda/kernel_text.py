@@ -141,8 +141,17 @@ class Points:
         self.before: list[str] = []
         self.row: list[str] = []
         self.point: list[str] = []
-        self.values: dict[Node, list[str]] = {}
+        self.values: dict[Node, list[str]] = {}  # of each point
+        self.common: dict[Node, list[str]] = {}  # of the row and of the whole
+        self.suffix = ""  # of the names of each point's values
         self._known: tuple[Known, Known, Known] = ({}, {}, {})
+
+    def beside(self, axes: Axes, suffix: str) -> Points:
+        """Other points of the same row, with a counter and names of their own."""
+        other = Points(self.text, (*self.groups[:-1], axes), self.lanes)
+        other.before, other.row, other.common, other.suffix = self.before, self.row, self.common, suffix
+        other._known = (self._known[0], self._known[1], {})
+        return other
 
     def new_pass(self) -> None:
         """Begin another run over the points: what was loaded and computed at a point is gone."""
@@ -150,8 +159,18 @@ class Points:
         self.groups[-1].lines.clear()
         self.groups[-1].names.clear()
         self._known[2].clear()
-        level = self.text.structure.level
-        self.values = {node: found for node, found in self.values.items() if level[node] != Level.FULL}
+        self.values = {}
+
+    def taken(self) -> list[str]:
+        """The lines for each point so far, to be put where they belong; the values stay known."""
+        lines = [*self.groups[-1].lines, *self.point]
+        self.groups[-1].lines.clear()
+        self.point = []
+        return lines
+
+    def value(self, node: Node) -> list[str] | None:
+        """The texts of a member's value, if it has been computed."""
+        return self.values.get(node) or self.common.get(node)
 
     # ------------------------------------------------------------ values
 
@@ -164,12 +183,13 @@ class Points:
             lines = self.point if level == Level.FULL else self.row if level == Level.ROW else self.before
             operands = self.operands(member, lanes)
             positions = self._positions(member, lanes)
-            found = [f"{self.text.names[node]}_{k}" if lanes > 1 else self.text.names[node] for k in range(lanes)]
+            name = self.text.names[node] + (self.suffix if level == Level.FULL else "")
+            found = [f"{name}_{k}" if lanes > 1 else name for k in range(lanes)]
             for name, values, position in zip(found, zip(*operands, strict=True), positions, strict=True):
                 lines.append(f"{name} = {self.text.value(member, values, position)}")
             if not operands:
                 lines += [f"{name} = {self.text.value(member, (), '0')}" for name in found]
-            self.values[node] = found
+            (self.values if level == Level.FULL else self.common)[node] = found
 
     def operands(self, member: Member, lanes: int) -> list[list[str]]:
         """The texts of a member's operands, for each of the lanes."""
@@ -190,8 +210,8 @@ class Points:
     def read(self, access: Access, lanes: int) -> list[str]:
         """The texts of an operand's values at the points of the lanes."""
         owner = access.owner
-        if owner in self.values:
-            found = self.values[owner]
+        found = self.value(owner)
+        if found is not None:
             return found if len(found) == lanes else found * lanes
         if owner.op.name == "constant" and owner.size == 1:
             return [literal(owner.attributes["value"].array().reshape(())[()], owner.dtype)] * lanes

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from staticgrad.kernels.cuda.hardware import BoundLaunch, LaunchSequence
+from staticgrad.kernels.cuda.hardware import Bound, BoundLaunch, LaunchSequence
+from staticgrad.kernels.cuda.library import BoundProduct
+from staticgrad.kernels.cuda.product_nodes import ProductNodes
 
 if TYPE_CHECKING:
     from staticgrad.kernels.cuda.gpu import GPU
@@ -44,7 +46,7 @@ class LaunchGraph(LaunchSequence):
     that of a result which belongs to the caller, is changed in the graph; nothing is captured again.
     """
 
-    def __init__(self, gpu: GPU, launches: Sequence[BoundLaunch]) -> None:
+    def __init__(self, gpu: GPU, launches: Sequence[Bound]) -> None:
         super().__init__(list(launches), set(range(len(launches))))
         self._gpu = gpu
         ends = [0]
@@ -54,7 +56,11 @@ class LaunchGraph(LaunchSequence):
         start = ctypes.addressof(self._values)
         self._pointers = (ctypes.c_uint64 * len(self._values))(*range(start, start + 8 * len(self._values), 8))
         self._ends = ends
-        self._plain = [self._plain_arguments(number) for number in range(len(launches))]
+        self._plain = [
+            self._plain_arguments(number, one) if isinstance(one, BoundLaunch) else None
+            for number, one in enumerate(launches)
+        ]
+        self._products = ProductNodes(gpu, launches)
         self._ran = False
         self._graph: Any = None  # the executable graph knows its nodes by those of the graph that it was made from
         self._executable: Any = None
@@ -64,6 +70,8 @@ class LaunchGraph(LaunchSequence):
     def run(self) -> None:
         gpu = self._gpu
         stream = gpu.stream
+        if self._products.moved(stream):
+            self.changed |= self._products.numbers
         if self.changed:
             self._update()
         if self._executable is None:
@@ -95,18 +103,28 @@ class LaunchGraph(LaunchSequence):
         for number in self.changed:
             addresses: Any = self.launches[number].addresses
             self._values[self._ends[number] : self._ends[number + 1]] = addresses
-            if self._executable is not None:
-                self._gpu.call("cuGraphExecKernelNodeSetParams", self._executable, *self._nodes[number])
+            if self._executable is not None and not self._update_node(number):
+                self._forget()
         self.changed.clear()
+
+    def _update_node(self, number: int) -> bool:
+        """Change the addresses of a launch in the graph; False where only another graph can have them."""
+        (node, parameters), one = self._nodes[number], self.launches[number]
+        if isinstance(one, BoundProduct):
+            return self._products.update(self._executable, node, one)
+        self._gpu.call("cuGraphExecKernelNodeSetParams", self._executable, node, parameters)
+        return True
 
     def _start(self, first: int, end: int, stream: Stream) -> None:
         """Start launches one by one."""
-        for shape, arguments in self._plain[first:end]:
-            self._gpu.call("cuLaunchKernel", *shape, stream.handle, *arguments)
+        for one, plain in zip(self.launches[first:end], self._plain[first:end], strict=True):
+            if isinstance(one, BoundProduct):
+                self._products.run(one)
+            elif plain is not None:
+                self._gpu.call("cuLaunchKernel", *plain[0], stream.handle, *plain[1])
 
-    def _plain_arguments(self, number: int) -> tuple[tuple[Any, ...], tuple[int, int]]:
+    def _plain_arguments(self, number: int, one: BoundLaunch) -> tuple[tuple[Any, ...], tuple[int, int]]:
         """What cuLaunchKernel takes before the stream and after it."""
-        one = self.launches[number]
         return (one.function.handle, one.grid, 1, 1, one.block, 1, 1, 0), (self._arguments(number), 0)
 
     def _arguments(self, number: int) -> int:
@@ -119,9 +137,12 @@ class LaunchGraph(LaunchSequence):
         graph = call("cuGraphCreate", 0)
         try:
             nodes: list[tuple[Any, Any]] = []
-            for number in range(len(self.launches)):
-                parameters = self._node_parameters(number)
+            for number, one in enumerate(self.launches):
                 after = [node for node, _ in nodes[-1:]]
+                if isinstance(one, BoundProduct):
+                    nodes.append((self._products.add(graph, after, one), None))
+                    continue
+                parameters = self._node_parameters(number, one)
                 nodes.append((call("cuGraphAddKernelNode", graph, after, len(after), parameters), parameters))
             executable = call("cuGraphInstantiate", graph, 0)
         except BaseException:
@@ -129,8 +150,8 @@ class LaunchGraph(LaunchSequence):
             raise
         self._graph, self._nodes, self._executable = graph, nodes, executable
 
-    def _node_parameters(self, number: int) -> Any:
-        one, parameters = self.launches[number], self._gpu.driver.CUDA_KERNEL_NODE_PARAMS()
+    def _node_parameters(self, number: int, one: BoundLaunch) -> Any:
+        parameters = self._gpu.driver.CUDA_KERNEL_NODE_PARAMS()
         parameters.func = one.function.handle
         parameters.gridDimX, parameters.gridDimY, parameters.gridDimZ = one.grid, 1, 1
         parameters.blockDimX, parameters.blockDimY, parameters.blockDimZ = one.block, 1, 1
@@ -138,6 +159,14 @@ class LaunchGraph(LaunchSequence):
         parameters.kernelParams = self._arguments(number)
         return parameters
 
+    def _forget(self) -> None:
+        """Be without a graph, until one is made again."""
+        self._give_back()
+        self._graph, self._executable, self._nodes = None, None, []
+
     def __del__(self) -> None:
         if getattr(self, "_executable", None) is not None:
-            self._gpu.give_back(("cuGraphExecDestroy", self._executable), ("cuGraphDestroy", self._graph))
+            self._give_back()
+
+    def _give_back(self) -> None:  # a graph that runs goes when it is done
+        self._gpu.give_back(("cuGraphExecDestroy", self._executable), ("cuGraphDestroy", self._graph))

@@ -18,6 +18,9 @@ from staticgrad.kernels.cuda import moves
 from staticgrad.kernels.cuda.contraction import product_launches
 from staticgrad.kernels.cuda.fused import generate, read_late
 from staticgrad.kernels.cuda.launch import Launch
+from staticgrad.kernels.cuda.library import LibraryLaunch, ProductCall
+from staticgrad.kernels.cuda.library_product import AnyLaunch, library_launches
+from staticgrad.kernels.cuda.product_choice import ProductChoice
 from staticgrad.kernels.cuda.structural import lower_call
 from staticgrad.kernels.cuda.target import Target
 from staticgrad.kernels.kernel import Kernel, Operand
@@ -27,21 +30,22 @@ POISON = 0xFF  # every float of these bytes is NaN
 
 @dataclass(frozen=True)
 class Step:
-    """One launch with its addresses, by the symbol of its kernel."""
+    """One launch with its addresses, by the symbol of its kernel; or a product of a library, which has no kernel."""
 
     symbol: str
     addresses: tuple[Address, ...]
-    grid: int
-    block: int
+    grid: int = 0
+    block: int = 0
+    product: ProductCall | None = None
 
 
 @dataclass
 class Lowered:
     """What runs: kernels by symbol, the steps in order, and the nodes that may report an error.
 
-    An error code is the position of its node, from 1. `names` tells for each group the kernels that compute it, `ends`
-    how many steps there are up to its end;
-    `own_bytes` is memory behind the arena that groups use one after the other.
+    An error code is the position of its node, from 1. `names` tells for each group the kernels that compute it, with
+    the library's name for its product, and `ends` how many steps there are up to its end; `own_bytes` is memory behind
+    the arena that groups use one after the other.
     """
 
     kernels: dict[str, Kernel] = field(default_factory=dict)
@@ -73,17 +77,22 @@ def _for_device(group: Group) -> Group:
     return replace(group, in_place=tuple(pairs), scratch_bytes=0)
 
 
-def lower(graph: Graph, plan: Plan, target: Target, *, poison: bool = False) -> Lowered:
+def lower(
+    graph: Graph, plan: Plan, target: Target, *, poison: bool = False, choice: ProductChoice | None = None
+) -> Lowered:
     """The kernels and launches that run `plan`.
 
-    Args: with `poison`, the arena is filled with NaN before the run, and each slot again when nobody needs it any more.
+    Args:
+        poison: fill the arena with NaN before the run, and each slot again when nobody needs it any more.
+        choice: decides which matrix products are left to a library; None where there is none.
     """
-    return _Lowering(graph, plan, target).run(poison)
+    return _Lowering(graph, plan, target, choice).run(poison)
 
 
 class _Lowering:
-    def __init__(self, graph: Graph, plan: Plan, target: Target) -> None:
+    def __init__(self, graph: Graph, plan: Plan, target: Target, choice: ProductChoice | None) -> None:
         self.plan = plan
+        self.choice = choice
         self.target = target
         self.table = Table(len(graph.inputs), len(graph.outputs), len(plan.constants))
         self.members = Members()
@@ -115,8 +124,9 @@ class _Lowering:
             self.lowered.names.append("")
             return
         product = product_of(group.nodes)
+        launches: Sequence[AnyLaunch]
         if product is not None:
-            launches, own_bytes = product_launches(product, group, self.members, self.target, guarded=guarded)
+            launches, own_bytes = self._product(product, group, guarded=guarded)
         elif group.kind == "fused":
             assert group.structure is not None
             places = self.plan.places
@@ -125,13 +135,33 @@ class _Lowering:
         else:
             launches, own_bytes = lower_call(group.nodes[0], self.members, self.target, guarded=guarded)
         self.lowered.own_bytes = max(self.lowered.own_bytes, own_bytes)
-        self.lowered.names.append("+".join(dict.fromkeys(launch.kernel.symbol for launch in launches)))
+        self.lowered.names.append("+".join(dict.fromkeys(map(self._name, launches))))
         for launch in launches:
             self._add(launch)
 
-    def _add(self, launch: Launch) -> None:
-        self.lowered.kernels.setdefault(launch.kernel.symbol, launch.kernel)
+    def _product(self, product: Node, group: Group, *, guarded: bool) -> tuple[Sequence[AnyLaunch], int]:
+        """The launches of a group around a matrix product: our own kernels, or a library where it is faster."""
+        own, own_bytes = product_launches(product, group, self.members, self.target, guarded=guarded)
+        if self.choice is None:
+            return own, own_bytes
+        precision = self.choice.precision
+        found = library_launches(product, group, self.members, self.target, precision, guarded=guarded)
+        if found is None or not self.choice.library_is_faster(own, found[0], max(own_bytes, found[1])):
+            return own, own_bytes
+        return found
+
+    def _name(self, launch: AnyLaunch) -> str:
+        if isinstance(launch, Launch):
+            return launch.kernel.symbol
+        assert self.choice is not None
+        return self.choice.library.name
+
+    def _add(self, launch: AnyLaunch) -> None:
         addresses = tuple(self._address(operand) for operand in launch.operands)
+        if isinstance(launch, LibraryLaunch):
+            self.lowered.steps.append(Step("", addresses, product=launch.call))
+            return
+        self.lowered.kernels.setdefault(launch.kernel.symbol, launch.kernel)
         self.lowered.steps.append(Step(launch.kernel.symbol, addresses, launch.grid, launch.block))
 
     def _fill(self, offset: int, size: int) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from staticgrad.graph.errors import FileFormatError, IndexRangeError, OutOfMemoryError
+from staticgrad.graph.errors import DeviceError, FileFormatError, IndexRangeError, OutOfMemoryError
 from staticgrad.graph.node import ALIGNMENT, Graph, Node
 from staticgrad.graph.ops.indexing import range_error
 from staticgrad.graph.serialize import canonical_order, from_json, graph_key, to_json
@@ -22,7 +22,9 @@ from staticgrad.graph.timeline import stage
 from staticgrad.kernels.cache import DiskCache, content_key
 from staticgrad.kernels.cpu.table import ERROR_WORDS, STATUS_BYTES, Table
 from staticgrad.kernels.cuda.array import Array, Buffer, DeviceArray
-from staticgrad.kernels.cuda.hardware import BoundLaunch, Hardware
+from staticgrad.kernels.cuda.hardware import Bound, BoundLaunch, Hardware
+from staticgrad.kernels.cuda.library import BoundProduct, ProductCall
+from staticgrad.kernels.cuda.product_choice import ProductChoice
 
 if TYPE_CHECKING:
     from staticgrad.graph.plan import Plan
@@ -42,10 +44,11 @@ def compile_graph(
         poison: fill memory with NaN before each run, and each slot when its value is dead.
         cache: where programs are kept on disk; None keeps nothing.
     """
-    key = ""
+    key, choice = "", ProductChoice.of(graph, hardware, cache)
     if cache is not None and hardware.identity:
         with stage("look up"):
-            key = content_key("cuda", graph_key(graph), hardware.identity, f"{reuse} {poison}")
+            products = choice.key if choice is not None else ""
+            key = content_key("cuda", graph_key(graph), hardware.identity, f"{reuse} {poison}", products)
             found = cache.get("program", key)
         if found is not None:
             with stage("load"):
@@ -54,7 +57,7 @@ def compile_graph(
             return program
     from staticgrad.kernels.cuda.compiler import compiled
 
-    facts, code, plan = compiled(graph, hardware, reuse=reuse, poison=poison)
+    facts, code, plan = compiled(graph, hardware, choice, reuse=reuse, poison=poison)
     with stage("load"):
         program = Program(graph, facts, code, hardware)
     program.__dict__["plan"] = plan
@@ -86,6 +89,8 @@ class Program:
         self.hardware = hardware
         self.from_cache = False
         self._facts = facts
+        if any(product is not None for *_, product in facts["steps"]) and hardware.library is None:
+            raise DeviceError(f"program: it was compiled to use a library; {hardware.library_trouble}")
         self._code = code
         self.arena_bytes: int = facts["arena"]
         self.sources: Mapping[str, str] = {symbol: source for symbol, (source, _) in facts["kernels"].items()}
@@ -258,7 +263,7 @@ class Program:
     def _users(self) -> dict[int, list[tuple[int, int, int]]]:
         """For each entry of the table the launches that use it: number, position of the address, offset."""
         found: dict[int, list[tuple[int, int, int]]] = {entry: [] for entry in range(self._table.size)}
-        for number, (_, addresses, _, _) in enumerate(self._facts["steps"]):
+        for number, (_, addresses, *_) in enumerate(self._facts["steps"]):
             for position, (entry, offset) in enumerate(addresses):
                 if entry is not None:
                     found[entry].append((number, position, offset))
@@ -271,12 +276,7 @@ class Program:
             from staticgrad.kernels.cuda.compiler import kernels_of
 
             functions = self.hardware.load(self._code, kernels_of(self._facts))
-            launches = [
-                BoundLaunch(functions[symbol], [0 if entry is not None else self._arena + offset
-                                                for entry, offset in addresses], grid, block)
-                for symbol, addresses, grid, block in self._facts["steps"]
-            ]  # fmt: skip
-            sequence = self.hardware.sequence(launches)
+            sequence = self.hardware.sequence([self._bound(functions, *step) for step in self._facts["steps"]])
             self.__dict__["_sequence"] = sequence  # `_bind` needs it
             try:
                 self._place_constants()
@@ -284,6 +284,15 @@ class Program:
                 del self.__dict__["_sequence"]
                 raise
             return sequence
+
+    def _bound(
+        self, functions: Mapping[str, Any], symbol: str, where: Any, grid: int, block: int, product: Any
+    ) -> Bound:
+        """One step, with what is in the arena at its addresses; the others come when they are known."""
+        addresses = [0 if entry is not None else self._arena + offset for entry, offset in where]
+        if product is not None:
+            return BoundProduct(ProductCall(*product), addresses)
+        return BoundLaunch(functions[symbol], addresses, grid, block)
 
     def _place_constants(self) -> None:
         """Write what never changes behind the arena, and bind it."""
@@ -319,6 +328,7 @@ class Program:
         Raises:
             FileFormatError: the bytes are no program for a GPU.
             ValueError: it was compiled for another GPU or by another version.
+            DeviceError: it leaves products to a library that is not here.
         """
         start = len(_MAGIC) + _LENGTH.size
         if len(data) < start or not data.startswith(_MAGIC):

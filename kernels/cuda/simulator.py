@@ -22,7 +22,8 @@ import numpy as np
 from staticgrad.graph.node import DType
 from staticgrad.graph.ops import numpy_math
 from staticgrad.kernels.cuda import toolkit
-from staticgrad.kernels.cuda.hardware import BoundLaunch, Hardware, LaunchSequence, out_of_memory
+from staticgrad.kernels.cuda.hardware import Bound, Hardware, LaunchSequence, out_of_memory
+from staticgrad.kernels.cuda.library import BoundProduct, Library
 from staticgrad.kernels.cuda.target import Target
 from staticgrad.kernels.kernel import Kernel
 
@@ -154,14 +155,19 @@ class SimulatedGPU(Hardware):
     identity = ""
     total_bytes = 2**30
 
-    def __init__(self, target: Target = SMALL) -> None:
+    def __init__(self, target: Target = SMALL, *, library: bool = False) -> None:
         self.target = target
         self.memory = Memory()
+        self._library = NumpyLibrary(self.memory) if library else None
         self._stream = SimulatedStream()
 
     @property
     def stream(self) -> SimulatedStream:
         return self._stream
+
+    @property
+    def library(self) -> Library | None:
+        return self._library
 
     def allocate(self, nbytes: int) -> int:
         if self.memory.used + nbytes > self.total_bytes:
@@ -201,8 +207,12 @@ class SimulatedGPU(Hardware):
     def load(self, code: bytes, kernels: Mapping[str, Kernel]) -> dict[str, Any]:
         return {symbol: (build(kernel), kernel.dtypes) for symbol, kernel in kernels.items()}
 
-    def sequence(self, launches: Sequence[BoundLaunch]) -> LaunchSequence:
-        return _SimulatedSequence(list(launches), memory=self.memory)
+    def sequence(self, launches: Sequence[Bound]) -> LaunchSequence:
+        return _SimulatedSequence(list(launches), memory=self.memory, library=self._library)
+
+    def seconds(self, launches: Sequence[Bound]) -> float:
+        """One, or none where a library has a part in it: it is always the faster one."""
+        return 0.0 if any(isinstance(one, BoundProduct) for one in launches) else 1.0
 
     def new_stream(self) -> SimulatedStream:
         return SimulatedStream()
@@ -217,9 +227,37 @@ class SimulatedGPU(Hardware):
         """Nothing to wait for."""
 
 
+class NumpyLibrary(Library):
+    """A library of matrix products on the simulated memory."""
+
+    name = "numpy"
+    version = np.__version__
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+
+    def run(self, product: BoundProduct) -> None:
+        call = product.call
+        a = self._matrices(product, 0, (call.m, call.k), call.transpose_a, call.lda, call.stride_a)
+        b = self._matrices(product, 1, (call.k, call.n), call.transpose_b, call.ldb, call.stride_b)
+        c = self._matrices(product, 2, (call.m, call.n), False, call.ldc, call.stride_c)
+        with np.errstate(all="ignore"):
+            c[...] = np.matmul(a, b)
+
+    def _matrices(
+        self, product: BoundProduct, number: int, shape: tuple[int, int], transposed: bool, leading: int, stride: int
+    ) -> Array:
+        """An operand where it lies, as (batch, rows, columns); ValueError where that leaves its allocation."""
+        call, itemsize = product.call, np.dtype(product.call.dtype).itemsize
+        rows, columns = (1, leading) if transposed else (leading, 1)
+        strides = tuple(itemsize * distance for distance in (stride, rows, columns))
+        return np.ndarray((call.batch, *shape), call.dtype, self._memory.at(product.addresses[number]), 0, strides)
+
+
 @dataclass
 class _SimulatedSequence(LaunchSequence):
     memory: Memory = field(kw_only=True)
+    library: NumpyLibrary | None = field(kw_only=True)
 
     def run(self) -> None:
         self.run_timed([len(self.launches)])
@@ -230,11 +268,18 @@ class _SimulatedSequence(LaunchSequence):
         for end in ends:
             begin = perf_counter()
             for one in self.launches[first:end]:
-                function, dtypes = one.function
-                launch(function, dtypes, self.memory, one.addresses, one.grid, one.block)
+                self._start(one)
             seconds.append(perf_counter() - begin)
             first = end
         return seconds
+
+    def _start(self, one: Bound) -> None:
+        if isinstance(one, BoundProduct):
+            assert self.library is not None
+            self.library.run(one)
+        else:
+            function, dtypes = one.function
+            launch(function, dtypes, self.memory, one.addresses, one.grid, one.block)
 
 
 # ---------------------------------------------------------------- what kernels use

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from staticgrad.kernels.cuda.array import Buffer
     from staticgrad.kernels.cuda.gpu import GPU
 
 _NON_BLOCKING = 1  # does not wait for the legacy stream, which other libraries may use
@@ -17,10 +18,12 @@ class Stream:
     Attributes:
         handle: the driver's stream. It is never destroyed but passed on to the next Stream, so that memory can be given
             back in its order at any later time.
+        workspace: memory that a library's products work in, where there have been some.
     """
 
     def __init__(self, gpu: GPU) -> None:
         self.gpu = gpu
+        self.workspace: Buffer | None = None
         try:
             self.handle, self._event = gpu.idle_streams.pop()
         except IndexError:

@@ -15,6 +15,7 @@ class Target:
         largest_block: threads of a block that works on one long row.
         processors: multiprocessors; each holds several blocks at a time.
         small: points up to which one block does all the work of a group, so that it is one launch.
+        library_from: multiplications of a matrix product from which a library is asked for it.
     """
 
     warp: int = 32
@@ -22,6 +23,7 @@ class Target:
     largest_block: int = 1024
     processors: int = 132
     small: int = 8192
+    library_from: int = 2**20
 
     @property
     def blocks(self) -> int:

@@ -11,7 +11,7 @@ import importlib.util
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from staticgrad.graph.errors import DeviceError
@@ -40,6 +40,7 @@ class Resources:
     stack: int
 
 
+@lru_cache(64)  # a kernel that has been measured for a choice is compiled again with its program
 def ptx_of(kernel: Kernel, capability: tuple[int, int]) -> str:
     """A kernel as the assembly of NVIDIA's virtual machine, its entry under the kernel's symbol.
 

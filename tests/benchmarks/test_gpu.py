@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import staticgrad as sg
+from staticgrad.graph.errors import DeviceError
 
 FLOORS = {
     "gemm_gflops": 50_000.0, "gemm_tf32_gflops": 400_000.0,
@@ -68,9 +69,12 @@ def test_a_row_of_another_precision_needs_a_library_that_offers_it(monkeypatch):
     from benchmarks.gpu_rows import GPU_ROWS
     from benchmarks.rows import small
 
-    monkeypatch.setattr(sg, "cuda", SimpleNamespace(), raising=False)
+    def refuse(precision):
+        raise DeviceError(f"matmul_precision: only cuBLAS computes in {precision!r}")
+
+    monkeypatch.setattr(sg, "cuda", SimpleNamespace(set_matmul_precision=refuse))
     row = small(GPU_ROWS["mlp_wide_tf32"])
-    with pytest.raises(NotOfferedError, match=r"no sg.cuda.matmul_precision\('tf32'\)"):
+    with pytest.raises(NotOfferedError, match="only cuBLAS computes in 'tf32'"):
         build(row, row.arrays(), "", "cuda")
 
 

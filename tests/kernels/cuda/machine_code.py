@@ -27,7 +27,7 @@ from staticgrad.graph.op import Op, registry  # noqa: E402
 from staticgrad.graph.rewrite import rewrite  # noqa: E402
 from staticgrad.kernels.cuda import toolkit  # noqa: E402
 from staticgrad.kernels.cuda.compiler import planned  # noqa: E402
-from staticgrad.kernels.cuda.lower import lower  # noqa: E402
+from staticgrad.kernels.cuda.lower import Step, lower  # noqa: E402
 from staticgrad.kernels.cuda.target import Target  # noqa: E402
 from staticgrad.kernels.kernel import Kernel  # noqa: E402
 
@@ -84,15 +84,19 @@ def graphs_of_shapes() -> Iterator[Graph]:
 def main(what: str) -> None:
     """Print each kernel's resources on each GPU, as JSON."""
     kernels: dict[str, Kernel] = {}
+    blocks: dict[str, int] = {}
     graphs = {"ops": graphs_of_ops, "models": graphs_of_models, "shapes": graphs_of_shapes}[what]
     for graph in graphs():
-        kernels |= lower(graph, planned(graph, reuse=True), Target(), poison=True).kernels
+        lowered = lower(graph, planned(graph, reuse=True), Target(), poison=True)
+        kernels |= lowered.kernels
+        blocks |= {step.symbol: step.block for step in lowered.steps if isinstance(step, Step)}
     found = []
     for capability in CAPABILITIES:
         texts = [toolkit.ptx_of(kernel, capability) for kernel in kernels.values()]
         resources = toolkit.linked(texts, capability)[1]
         for symbol, kernel in kernels.items():
-            found.append({"on": capability, "source": kernel.source, **asdict(resources[symbol])})
+            told = {"on": capability, "block": blocks[symbol], "source": kernel.source}
+            found.append({**told, **asdict(resources[symbol])})
     print(json.dumps(found))
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+FILE = 65536  # registers of a multiprocessor
 REGISTERS = {"points and rows": 96, "products": 255}
 
 
@@ -36,3 +37,4 @@ def test_no_kernel_spills(what: str) -> None:
         kind = "products" if "shared_memory" in kernel["source"] else "points and rows"
         assert kernel["spills"] == 0, kernel["source"]
         assert kernel["registers"] <= REGISTERS[kind], kernel["source"]
+        assert -(-kernel["registers"] // 8) * 8 * kernel["block"] <= FILE, kernel["source"]  # else it cannot be started
