@@ -24,7 +24,7 @@ from staticgrad.graph.interpret import interpret
 from staticgrad.graph.node import Graph
 from staticgrad.kernels.cuda.array import DeviceArray
 from staticgrad.kernels.cuda.gpu import GPU
-from staticgrad.kernels.cuda.program import compile_graph
+from staticgrad.kernels.cuda.program import Program, compile_graph
 
 Array = np.ndarray[Any, Any]
 FLOAT = np.dtype(np.float32)
@@ -259,6 +259,39 @@ def test_python_threads_share_a_program_and_an_index_error_reaches_the_one_that_
     begin = len(fake.calls)
     in_threads(4, work)
     assert fake.names(begin).count("cuCtxSetCurrent") == 4  # once for each thread
+
+
+def test_an_index_error_is_that_of_the_thread_even_when_another_run_comes_between(
+    fake: FakeDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = open_gpu(fake)
+    program = compile_graph(look_up(), gpu)
+    ran, go_on, raise_it = threading.Event(), threading.Event(), Program.fail
+    found: list[str] = []
+
+    def late(*arguments: Any) -> None:
+        ran.set()
+        go_on.wait()
+        raise_it(*arguments)
+
+    def run(index: int) -> None:
+        table, out = DeviceArray.from_host(gpu, np.ones((4, 2), np.float32)), DeviceArray.empty(gpu, (), FLOAT)
+        try:
+            program.run([table, np.array([0, 1, index])], [out])
+            found.append(f"{out.to_host():.0f}")
+        except IndexRangeError as error:
+            found.append(str(error).partition("got ")[2].partition(".")[0])
+
+    monkeypatch.setattr(Program, "fail", late)
+    thread = threading.Thread(target=run, args=(11,))
+    thread.start()
+    ran.wait()
+    monkeypatch.setattr(Program, "fail", raise_it)
+    run(2)
+    run(12)
+    go_on.set()
+    thread.join()
+    assert found == ["6", "12", "11"]
 
 
 def test_each_of_several_gpus_is_entered_before_it_is_used() -> None:

@@ -171,6 +171,9 @@ def test_a_compiler_that_is_missing(error: Exception, monkeypatch: pytest.Monkey
 def test_after_a_failure_every_use_says_so_and_nothing_is_called(fake: FakeDriver) -> None:
     gpu = open_gpu(fake)
     x = DeviceArray.from_host(gpu, np.ones(3, np.float32))
+    program = running_sum(gpu)
+    for _ in range(2):
+        program.run([x], [x])
     break_down(gpu)  # queued: not known yet
     lost = r"cuda: cuda:0 has failed with CUDA_ERROR_ILLEGAL_ADDRESS .* in cuStreamSynchronize, and what was in its " \
            r"memory is lost; the CPU still works; sg\.cuda\.reset\(\)"  # fmt: skip
@@ -186,6 +189,7 @@ def test_after_a_failure_every_use_says_so_and_nothing_is_called(fake: FakeDrive
         x.copy,
         lambda: x.assign(np.zeros(3, np.float32)),
         lambda: DeviceArray.empty(gpu, (3,), FLOAT),
+        lambda: program.run([x], [x]),
         lambda: running_sum(gpu).run([np.ones(3, np.float32)], [x]),
     ]
     for use in uses:

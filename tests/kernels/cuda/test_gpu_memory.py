@@ -92,17 +92,21 @@ def test_runs_of_a_program_on_different_streams_follow_each_other(fake: FakeDriv
         np.testing.assert_array_equal(out.to_host(), 2 * turn * np.arange(1, 5))
 
 
-def test_memory_is_given_back_behind_the_stream_that_used_it_last(fake: FakeDriver) -> None:
+@pytest.mark.parametrize("where", ["host", "device"])
+def test_memory_is_given_back_behind_the_stream_that_used_it_last(where: str, fake: FakeDriver) -> None:
     gpu = open_gpu(fake)
     program = doubling(gpu)
+    x: Any = np.ones(4, np.float32) if where == "host" else on_device(gpu, 1, 1, 1, 1)
+    program.run([x], outputs_of(program))
     with gpu.on(gpu.new_stream()) as other:
         outputs = outputs_of(program)
-        program.run([np.ones(4, np.float32)], outputs)
+        program.run([x], outputs)
     begin = len(fake.calls)
-    del program  # with its arena and the place of its input, which the other stream still works on
+    del program, x  # with its arena and the place of its input, which the other stream still works on
     freed = [arguments[1] for name, arguments in fake.calls[begin:] if name == "cuMemFreeAsync"]
     assert len(freed) == 2
     assert {int(stream) for stream in freed} == {int(other.handle)}
+    gpu.stream.synchronize()
     np.testing.assert_array_equal(outputs[1].to_host(), [2, 4, 6, 8])
 
 
@@ -142,6 +146,9 @@ def test_an_array_may_be_changed_as_soon_as_it_is_written(fake: FakeDriver) -> N
     x = DeviceArray.from_host(gpu, values)
     values[:] = -1
     np.testing.assert_array_equal(x.to_host(), np.arange(6))
+    found = fake.pinned(6)
+    gpu.read(found, x.address)  # there when `read` returns, wherever that is
+    np.testing.assert_array_equal(found, np.arange(6))
     numbers = np.arange(6, dtype=np.float32)
     x.assign(numbers)
     numbers[:] = -1
