@@ -26,11 +26,14 @@ class Device(ABC):
 
     Attributes:
         name: "cpu", "cuda:0", ….
-        binds_calls: whether calls of its programs can be written out as Python that fills a table of addresses.
     """
 
     name: str
-    binds_calls: bool = False
+
+    @property
+    def label(self) -> str:
+        """How a printed tensor tells where it lives; empty for the default."""
+        return f"device={self.name!r}"
 
     def holds(self, array: Array) -> bool:
         """Whether an array lives here."""
@@ -43,6 +46,22 @@ class Device(ABC):
     @abstractmethod
     def host(self, array: Array) -> HostArray:
         """The elements of an array that lives here, for NumPy; where it is the CPU's, the array itself."""
+
+    @abstractmethod
+    def shared(self, array: Array, asked: str) -> HostArray:
+        """An array that lives here as one of NumPy's that shares its memory, for what is called `asked` in the error.
+
+        Raises:
+            DeviceError: NumPy cannot reach the memory.
+        """
+
+    @abstractmethod
+    def owner(self, array: Array) -> Any:
+        """What owns the memory of an array, and has its `nbytes`: it lives as long as the memory is held."""
+
+    @abstractmethod
+    def bounds(self, array: Array) -> tuple[int, int]:
+        """The addresses that an array's elements lie between."""
 
     @abstractmethod
     def empty(self, shape: Shape, dtype: DType) -> Array:
@@ -67,6 +86,30 @@ class Device(ABC):
     @abstractmethod
     def overlaps(self, array: Array, others: Sequence[Array]) -> bool:
         """Whether an array shares memory with one of several that live here."""
+
+    @property
+    def names(self) -> dict[str, Any]:
+        """What the conditions of `refusals` may use beside."""
+        return {}
+
+    @abstractmethod
+    def binds(self, array: Array, *, written: bool) -> bool:
+        """Whether a program can be bound to an array of state for many calls, also one that it writes."""
+
+    @abstractmethod
+    def refusals(self, name: str, *, written: bool) -> list[str]:
+        """The conditions, as text, under which a bound call does not take the array called `name` as an argument.
+
+        They may use `ndarray`, `written` (the ids of written arrays and of what owns their memory), and
+        `overlaps(array)`, whether an array that lives here reaches into written memory. `written` says whether there is
+        any.
+        """
+
+    @abstractmethod
+    def prepare(
+        self, program: Any, fixed: Mapping[int, Array], numbers: Mapping[int, str], changing: Sequence[int]
+    ) -> Any:
+        """Runs of a program that have most of their arrays in common; see `kernels.cpu.program.Prepared`."""
 
     @abstractmethod
     def compile(self, graph: Graph, *, reuse: bool = True, poison: bool = False, cache: DiskCache | None = None) -> Any:
@@ -108,6 +151,21 @@ def device_of(array: Array) -> Device:
     return find_device(array.device)
 
 
+def names_device(target: Any) -> bool:
+    """Whether a text is the name of a device rather than of a dtype."""
+    return isinstance(target, str) and target.partition(":")[0] in ("cpu", "cuda")
+
+
+def drawn_to(name: str, arrays: Sequence[Array]) -> str | None:
+    """Where a program runs that nobody gave a device: with those of its arrays that do not live on the CPU; else None.
+
+    Raises:
+        DeviceError: they live on several devices.
+    """
+    away = [array for array in arrays if array.device != "cpu"]
+    return common_device(name, away).name if away else None
+
+
 def common_device(name: str, values: Sequence[Array]) -> Device:
     """The one device of an op's operands; numbers, which are the CPU's arrays without axes, go with any.
 
@@ -131,4 +189,14 @@ def forget(name: str) -> None:
         del _devices[known]
 
 
-__all__ = ["Array", "Device", "HostArray", "common_device", "device_of", "find_device", "forget"]
+__all__ = [
+    "Array",
+    "Device",
+    "HostArray",
+    "common_device",
+    "device_of",
+    "drawn_to",
+    "find_device",
+    "forget",
+    "names_device",
+]

@@ -18,9 +18,10 @@ from staticgrad._context import context
 from staticgrad.autograd.compiled_call import attach_freed
 from staticgrad.capture import Argument, Elements, GradState, HostScalar, State
 from staticgrad.guards import Guard, Place
+from staticgrad.kernels.device import Device
 from staticgrad.read_values import unheld
 from staticgrad.specialize import Gradient, Output, Specialization
-from staticgrad.tensor import Array, Tensor
+from staticgrad.tensor import Tensor
 from staticgrad.tree import TreeDef, tree_unflatten
 
 UNBOUND = object()  # the answer of a bound call that does not fit
@@ -46,7 +47,8 @@ class Source:
     ) -> None:
         captured = specialization.captured
         of_arguments = any(gradient.tensor is None for gradient in captured.gradients)
-        if captured.written_arguments or of_arguments or not captured.device.binds_calls:
+        self._device = captured.device
+        if captured.written_arguments or of_arguments:
             raise NotCoveredError
         self._specialization = specialization
         self.lines: list[str] = []
@@ -55,7 +57,7 @@ class Source:
             "Tensor": Tensor,
             "attach_freed": attach_freed,
             "context": context,
-            "empty": np.empty,
+            "empty": self._device.empty,
             "ndarray": np.ndarray,
             "references": sys.getrefcount,
             "specialization": specialization,
@@ -64,6 +66,7 @@ class Source:
             "fail": specialization.fail,
             "held": specialization.held_gradients,
             "NUMBERS": _NUMBERS,
+            **self._device.names,
         }
         self._numbered: Counter[str] = Counter()
         self._known: dict[int, str] = {}
@@ -75,7 +78,8 @@ class Source:
         written = [(g.tensor, g.output) for g in captured.gradients if g.tensor is not None and g.output is not None]
         self._fresh = [(tensor, output) for tensor, output in written if id(tensor) in absent]
         self._reused = [(tensor, output) for tensor, output in written if id(tensor) not in absent]
-        self.repeats = not any(_ends(guard, captured.gradients) for guard in captured.guards)
+        repeats = specialization.program.repeats
+        self.repeats = repeats and not any(_ends(guard, captured.gradients) for guard in captured.guards)
         self._numbers: dict[int, str] = {}  # by input: the typecode of a number
         self._values: list[str] = []  # the local variables of the numbers, in that order
         self._changing: list[int] = []
@@ -96,25 +100,25 @@ class Source:
         """The globals of a call bound to `arrays`; None where they need the ordinary way."""
         states, gradients = arrays[: len(self._states)], arrays[len(self._states) :]
         written = [array for array, updated in zip(states, self._updated, strict=True) if updated]
-        if not all(map(_plain, states)) or not all(map(_owned, written)) or any(g is None for g in gradients):
+        if any(g is None for g in gradients):
+            return None
+        if not all(self._device.binds(a, written=w) for a, w in zip(states, self._updated, strict=True)):
             return None
         inputs = len(self._specialization.captured.bindings)
         fixed = {i: array for (i, _), array in zip(self._states, states, strict=True)}
         for (_, output), array in zip(self._reused, gradients[1::2], strict=True):
             fixed[inputs + output] = array
-        from staticgrad.kernels.cpu.program import Prepared
-
-        prepared = Prepared(self._specialization.program, fixed, self._numbers, self._changing)
+        prepared = self._device.prepare(self._specialization.program, fixed, self._numbers, self._changing)
         bound = {f"array{k}": array for k, array in enumerate(states)}
         bound |= {f"gradient{k}": tensor for k, tensor in enumerate(gradients[::2])}
-        owners = [array if array.base is None else array.base for array in written]
+        owners = [self._device.owner(array) for array in written]
         return {
             **self.names,
             **bound,
             "KEY": prepared.key,
             "fill": prepared.fill,
             "written": frozenset(map(id, [*written, *owners])),
-            "overlaps": _Extents(written).overlap,
+            "overlaps": _Extents(self._device, written).overlap,
             "alone": tuple(gradients),
             "ALONE": _REFERENCES * len(self._reused),
         }
@@ -241,17 +245,8 @@ class Source:
         node = self._specialization.captured.graph.inputs[entry]
         dtype = self._name(node.dtype, "dtype")
         self._refuse_if(f"{name}.shape != {node.shape!r} or ({name}.dtype is not {dtype} and {name}.dtype != {dtype})")
-        self._line(f"flags = {name}.flags")
-        self._refuse_if("not flags.carray and not (flags.c_contiguous and flags.aligned)")
-        if any(self._updated):
-            self._line(f"base = {name}.base")
-            self._line("if base is None:")
-            self._line(f"if id({name}) in written:", 3)
-            self._line("return UNBOUND", 4)
-            self._line("elif id(base) in written:")
-            self._line("return UNBOUND", 3)
-            self._line(f"elif (type(base) is not ndarray or base.base is not None) and overlaps({name}):")
-            self._line("return UNBOUND", 3)
+        for condition in self._device.refusals(name, written=any(self._updated)):
+            self._refuse_if(condition)
         self._changing.append(entry)
         self._passed.append(name)
 
@@ -377,33 +372,20 @@ def _ends(guard: Guard, gradients: Sequence[Gradient]) -> bool:
     return tensor is not None and any(g.tensor is tensor and (g.output is None) != guard.value for g in gradients)
 
 
-def _plain(array: Any) -> bool:
-    return type(array) is np.ndarray and array.flags.c_contiguous and array.flags.aligned
-
-
-def _owned(array: Array) -> bool:
-    """Whether NumPy knows who else can see the memory of an array: it, or the array it is a view of, owns it."""
-    return array.base is None or (type(array.base) is np.ndarray and array.base.base is None)
-
-
 class _Extents:
     """Memory that is written; arrays of state that are written never overlap."""
 
-    def __init__(self, arrays: Sequence[Array]) -> None:
-        extents = sorted((_start(array), _start(array) + array.nbytes) for array in arrays)
+    def __init__(self, device: Device, arrays: Sequence[Any]) -> None:
+        self._bounds = device.bounds
+        extents = sorted(map(device.bounds, arrays))
         self._starts = [start for start, _ in extents]
         self._ends = [end for _, end in extents]
 
-    def overlap(self, array: Array) -> bool:
+    def overlap(self, array: Any) -> bool:
         """Whether a C-contiguous array reaches into it."""
-        start = _start(array)
-        before = bisect_left(self._starts, start + array.nbytes)
+        start, end = self._bounds(array)
+        before = bisect_left(self._starts, end)
         return before > 0 and self._ends[before - 1] > start
-
-
-def _start(array: Array) -> int:
-    address: int = array.__array_interface__["data"][0]
-    return address
 
 
 def _references_of_one_gradient() -> int:

@@ -20,6 +20,7 @@ from staticgrad.graph.node import DType, Graph, Node, Spec
 from staticgrad.graph.op import Op
 from staticgrad.graph.ops import leaf
 from staticgrad.guards import Guard, attribute, has_no_gradient
+from staticgrad.kernels.device import device_of, drawn_to
 from staticgrad.tensor import Array, Tensor, escaped_error, traced_value_error
 
 
@@ -37,14 +38,18 @@ class State:
     tensor: Tensor
     name: str
     plain: bool = False  # whether it stands for an array of NumPy's, which stays where it is
+    others: tuple[Tensor, ...] = ()  # that had the same storage when the function was captured
 
     def array(self) -> Any:
         """The storage that the tensor has now."""
         return self.tensor._value
 
     def move(self, array: Any) -> None:
-        """Have the tensor live in another array with the same elements."""
-        self.tensor._value = array
+        """Have the tensor, and those that share its storage, live in another array with the same elements."""
+        before, self.tensor._value = self.tensor._value, array
+        for other in self.others:
+            if other._value is before:
+                other._value = array
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,13 @@ class _Written:
 class Capture:
     """A graph under construction. `with capture:` makes it the thread's; ops then append to it."""
 
-    def __init__(self, names: Mapping[int, str] | None = None, device: str | None = None) -> None:
+    def __init__(
+        self,
+        names: Mapping[int, str] | None = None,
+        holders: Mapping[int, Sequence[Tensor]] | None = None,
+        device: str | None = None,
+    ) -> None:
+        self._holders = holders or {}
         self._device = device
         self.inputs: list[Node] = []
         self.bindings: list[Binding] = []
@@ -166,12 +177,16 @@ class Capture:
     def _state(self, tensor: Tensor, value: Any) -> Node:
         name = self._names.get(id(tensor)) or self._names.get(id(value)) or f"state{len(self._states)}"
         owner = self._entry_gradients.get(id(value))
-        binding: Binding = State(tensor, name, self.is_plain_array(tensor))
+        plain = self.is_plain_array(tensor)
+        holders = () if plain else tuple(self._holders.get(id(value), ()))
+        # Not a detached tensor made inside the function: that would not follow when the storage is replaced.
+        tensor = holders[0] if holders else tensor
+        binding: Binding = State(tensor, name, plain, holders[1:])
         if owner is not None:
             name = f"{self._names.get(id(owner), 'tensor')}.grad"
             binding = GradState(owner, name)
-        if self._device is None and value.device != "cpu":
-            self._device = value.device
+        if self._device is None:
+            self._device = drawn_to("compile", [value])
         node = self._input(binding, "state", name, value.shape, value.dtype)
         self._states[id(value)] = (node, tensor)
         self._current[id(value)] = node
@@ -316,7 +331,8 @@ class Capture:
         extents = []
         for node, binding in zip(self.inputs, self.bindings, strict=True):
             if isinstance(binding, State | GradState):
-                low, high = _bounds(binding.array())
+                array = binding.array()
+                low, high = device_of(array).bounds(array)
                 extents.append((low, high, node))
         written = {node for node, _ in updates}
         reach, owner = 0, None
@@ -350,13 +366,6 @@ def _owner(array: Any) -> Any:
     while isinstance(getattr(array, "base", None), np.ndarray):
         array = array.base
     return array
-
-
-def _bounds(array: Any) -> tuple[int, int]:
-    if not isinstance(array, np.ndarray):
-        return array.address, array.address + array.nbytes
-    low, high = np.lib.array_utils.byte_bounds(array)
-    return int(low), int(high)
 
 
 class suspended:  # noqa: N801  (used as `with suspended():`)

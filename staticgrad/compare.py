@@ -20,7 +20,7 @@ from staticgrad.observe import Clock, LiveMemory, observed
 from staticgrad.snapshot import Snapshot
 from staticgrad.specialize import Specialization
 from staticgrad.tensor import Array, Tensor
-from staticgrad.tree import tree_flatten
+from staticgrad.tree import tree_flatten, tree_unflatten
 
 _BLOCKS = 5  # the two modes take turns this often, so that a busy moment of the machine falls on both
 # Seconds between the modes where both multiply matrices: NumPy and the programs bring a BLAS each, whose threads spin
@@ -62,27 +62,47 @@ def compare(fn: Callable[..., Any], /, *args: Any, repeat: int = 20, **kwargs: A
         raise CaptureError("compare: runs and times its function, which a capture cannot hold; call it outside")
     options: dict[str, Any] = {}
     if isinstance(fn, CompiledFunction):
-        options = {"static_argnames": fn._options["static_argnames"], "cache": fn._options["cache"]}
+        options = {name: fn._options[name] for name in ("device", "static_argnames", "cache")}
         fn = fn.fn
-    snapshot = Snapshot(fn, tree_flatten((args, kwargs))[0])
+    before = Snapshot(fn, tree_flatten((args, kwargs))[0])
     try:
-        return _Comparing(fn, options, args, kwargs, snapshot).run(repeat)
+        comparing = _Comparing(fn, options, args, kwargs)
+        try:
+            return comparing.run(repeat)
+        finally:
+            comparing.snapshot.restore()
     finally:
-        snapshot.restore()
+        before.restore()
 
 
 class _Comparing:
-    def __init__(
-        self, fn: Callable[..., Any], options: Mapping[str, Any], args: Any, kwargs: Any, snapshot: Snapshot
-    ) -> None:
-        self.fn, self.args, self.kwargs, self.snapshot = fn, args, kwargs, snapshot
+    def __init__(self, fn: Callable[..., Any], options: Mapping[str, Any], args: Any, kwargs: Any) -> None:
+        self.fn = fn
         self.compiled = CompiledFunction(fn, recompile_limit=_LIMIT, **options)
         self.leaves, structure, static = self.compiled._flatten(args, kwargs)
         self.paths = leaf_paths(self.compiled._rebuild_names(structure))
         begin = time.perf_counter()
         self.specialization = self.compiled._specialization(self.leaves, structure, static)
         self.compile_seconds = time.perf_counter() - begin
-        snapshot.include(tensor for tensor, _ in _bound(self.specialization))
+        self.specialization.inputs(self.leaves)  # brings the state to where the program runs: both modes run there
+        given, whole = tree_flatten((args, kwargs))
+        placed = [self._placed(leaf) for leaf in given]
+        self.args, self.kwargs = tree_unflatten(whole, placed)
+        if any(one is not other for one, other in zip(given, placed, strict=True)):
+            self.compiled = CompiledFunction(fn, recompile_limit=_LIMIT, **options)
+            self.leaves, structure, static = self.compiled._flatten(self.args, self.kwargs)
+            self.specialization = self.compiled._specialization(self.leaves, structure, static)
+        self.snapshot = Snapshot(fn, tree_flatten((self.args, self.kwargs))[0])
+        self.snapshot.include(tensor for tensor, _ in _bound(self.specialization))
+
+    def _placed(self, leaf: Any) -> Any:
+        """An argument where the program runs."""
+        if isinstance(leaf, Tensor):
+            return leaf.to(self.specialization.device.name)
+        if not isinstance(leaf, np.ndarray) or not leaf.ndim:
+            return leaf
+        placed = self.specialization.device.place(leaf)
+        return leaf if placed is leaf else Tensor(placed)
 
     def dynamic(self) -> Any:
         return self.fn(*self.args, **self.kwargs)
@@ -157,7 +177,7 @@ class _Comparing:
     def memory(self) -> Memory:
         self.snapshot.restore(everything=False)
         specialization = self.specialization
-        before = [array for array in specialization.inputs(self.leaves) if isinstance(array, np.ndarray)]
+        before = specialization.inputs(self.leaves)
         before += [leaf for leaf in self.leaves if isinstance(leaf, np.ndarray)]
         before += [tensor._grad._value for tensor, _ in _bound(specialization) if tensor._grad is not None]  # type: ignore[misc]
         live = LiveMemory(before)

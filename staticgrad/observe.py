@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from staticgrad._context import Observer, context
+from staticgrad.kernels.device import device_of
 from staticgrad.tensor import Array
 
 
@@ -104,8 +105,6 @@ class LiveMemory:
         self.peak_bytes = max(self.peak_bytes, self.live_bytes)
 
 
-def storage(array: Array) -> Array:
-    """The array that owns the memory that `array` looks at."""
-    while isinstance(array.base, np.ndarray):
-        array = array.base
-    return array
+def storage(array: Array) -> Any:
+    """What owns the memory that `array` looks at."""
+    return device_of(array).owner(array)

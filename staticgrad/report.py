@@ -310,11 +310,10 @@ def profile(specialization: Specialization, leaves: Sequence[Any], repeat: int) 
     if repeat < 1:
         raise ValueError(f"profile: repeat must be at least 1; got {repeat}")
     from staticgrad.kernels.cache import default_cache
-    from staticgrad.kernels.cpu.profile import TimedProgram
 
     program = specialization.program
     given, outputs = rehearsal(specialization, leaves)
-    timed = TimedProgram(program, default_cache())
+    timed = program.timed_by_group(default_cache())
     times = np.array([timed.run(given, outputs) for _ in range(repeat + _WARM_UP)][_WARM_UP:])
     medians = np.median(times, axis=0).tolist()
     costs = list(cost(specialization).rows)
@@ -333,8 +332,9 @@ def profile(specialization: Specialization, leaves: Sequence[Any], repeat: int) 
 
 def rehearsal(specialization: Specialization, leaves: Sequence[Any]) -> tuple[list[Array], list[Array]]:
     """Inputs and outputs with which the program can run and change nothing: state that it writes is copied."""
-    given = [
-        np.array(array, order="C") if specialization.writes(i) else np.ascontiguousarray(array).reshape(array.shape)
-        for i, array in enumerate(specialization.inputs(leaves))
-    ]
-    return given, [np.empty(node.shape, node.dtype) for node in specialization.captured.graph.outputs]
+    device = specialization.device
+    given = []
+    for i, array in enumerate(specialization.inputs(leaves)):
+        ordered = device.contiguous(array)
+        given.append(ordered.copy() if specialization.writes(i) and ordered is array else ordered)
+    return given, [device.empty(node.shape, node.dtype) for node in specialization.captured.graph.outputs]

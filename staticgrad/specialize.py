@@ -17,7 +17,7 @@ from staticgrad.graph.node import DType, Graph, Node, Shape, Spec
 from staticgrad.graph.rewrite import rewrite
 from staticgrad.graph.timeline import Timeline, stage
 from staticgrad.guards import Guard, Place
-from staticgrad.kernels.device import Device, common_device, device_of, find_device
+from staticgrad.kernels.device import Device, device_of, drawn_to, find_device
 from staticgrad.read_values import CONTENT, values_read
 from staticgrad.read_values import held as held_value
 from staticgrad.side_effects import Variable, Watch
@@ -60,24 +60,36 @@ class Output:
     position: int
 
 
-def names_of(values: Sequence[tuple[str, Any]]) -> dict[int, str]:
-    """Readable names, by id, of the tensors that `values` lead to: parameters, buffers, optimizers' state."""
+def tensors_of(values: Sequence[tuple[str, Any]]) -> tuple[dict[int, str], dict[int, list[Tensor]]]:
+    """The tensors that `values` lead to: parameters, buffers, optimizers' state.
+
+    Returns: readable names by the id of the tensor, and all tensors that share an array by the id of the array.
+    """
     names: dict[int, str] = {}
+    found: list[Tensor] = []
     values = [*values, *((f"{name}.{key}", item) for name, value in values for key, item in _attributes(value))]
     for name, value in values:
         if isinstance(value, Tensor):
             names.setdefault(id(value), name)
+            found.append(value)
         for listing in ("named_parameters", "named_buffers"):
             method = getattr(value, listing, None)
             if callable(method) and hasattr(value, "state_dict"):
                 for key, tensor in method():
                     names.setdefault(id(tensor), f"{name}.{key}")
+                    found.append(tensor)
     for name, value in values:
         if hasattr(value, "param_groups") and isinstance(getattr(value, "state", None), dict):
             for parameter, entries in value.state.items():
                 for key, tensor in entries.items():
                     names.setdefault(id(tensor), f"{name}.{names.get(id(parameter), 'parameter')}.{key}")
-    return names
+                    found.append(tensor)
+    holders: dict[int, list[Tensor]] = {}
+    for tensor in found:
+        sharing = holders.setdefault(id(tensor._value), [])
+        if not any(tensor is other for other in sharing):
+            sharing.append(tensor)
+    return names, holders
 
 
 def _attributes(value: Any) -> list[tuple[str, Any]]:
@@ -116,9 +128,8 @@ def _run_traced(
     device: str | None,
 ) -> tuple[Capture, Any, dict[int, tuple[int, Tensor, Node]]]:
     if device is None:
-        homes = [leaf._value for leaf in leaves if isinstance(leaf, Tensor) and leaf.device != "cpu"]
-        device = common_device("compile", homes).name if homes else None
-    held = Capture(names_of(watch.reached()), device)
+        device = drawn_to("compile", [leaf._value for leaf in leaves if isinstance(leaf, Tensor)])
+    held = Capture(*tensors_of(watch.reached()), device)
     traced, stand_ins = _stand_ins(held, leaves, paths)
     args, kwargs = rebuild(traced)
     structure = tree_flatten((args, kwargs))[1]

@@ -14,7 +14,6 @@ from staticgrad._context import context
 from staticgrad.graph.errors import (
     CaptureError,
     DerivativeError,
-    DeviceError,
     DTypeError,
     ShapeError,
     TracedValueError,
@@ -23,7 +22,7 @@ from staticgrad.graph.location import user_location
 from staticgrad.graph.node import DType, Node, Shape, Spec
 from staticgrad.graph.op import Op
 from staticgrad.graph.ops import arithmetic
-from staticgrad.kernels.device import device_of, find_device
+from staticgrad.kernels.device import device_of, find_device, names_device
 
 if TYPE_CHECKING:
     from staticgrad.autograd.hooks import RemovableHandle
@@ -274,9 +273,7 @@ class Tensor:
 
     def _of_numpy(self, asked: str) -> Array:
         value = self.stored(asked)
-        if not isinstance(value, np.ndarray):
-            raise DeviceError(f"{asked}: the tensor lives on {self.device}; copy it first with .to('cpu')")
-        return value
+        return value if type(value) is np.ndarray else device_of(value).shared(value, asked)
 
     def __float__(self) -> float:
         return float(self._one("float()"))
@@ -318,8 +315,8 @@ class Tensor:
             return f"Tensor(<traced {value.spec} from {value.op.name} at {value.location}>)"
         text = np.array2string(device_of(value).host(value), separator=", ", prefix="Tensor(")
         parts = [text]
-        if self.device != "cpu":
-            parts.append(f"device={self.device!r}")
+        if device_of(value).label:
+            parts.append(device_of(value).label)
         if value.dtype not in (DEFAULT_FLOAT, DEFAULT_INT, np.dtype(np.bool_)):
             parts.append(f"dtype={value.dtype}")
         if self._edge is not None and self._requires_grad:
@@ -361,7 +358,7 @@ class Tensor:
         Derivatives go back to where the elements came from.
         """
         for target in targets:
-            if isinstance(target, str) and target.split(":")[0] in ("cpu", "cuda"):
+            if names_device(target):
                 device = target
             else:
                 dtype = target

@@ -6,6 +6,7 @@ import ast
 import importlib
 import inspect
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -132,3 +133,15 @@ def test_a_checkout_is_importable_where_another_install_would_be_shadowed() -> N
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_only_devices_know_which_device_it_is() -> None:
+    """Outside of kernels/, no line compares the name of a device or asks what kind of array it has in hand."""
+    names = {"DeviceArray", "SIMULATED", "kernels.cuda", "kernels.cpu.device"}
+    faults = []
+    for path in sources("staticgrad"):
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            compares = re.search(r"(==|!=|\bin\b|startswith\().{0,20}[\"'](cuda|cpu)", line)
+            if compares or any(name in line for name in names):
+                faults.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()}")
+    assert not faults

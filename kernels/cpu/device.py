@@ -21,7 +21,7 @@ class CPU(Device):
     """The CPU."""
 
     name = "cpu"
-    binds_calls = True
+    label = ""
 
     def place(self, array: Array) -> HostArray:
         return array if type(array) is np.ndarray else device_of(array).host(array)
@@ -29,6 +29,18 @@ class CPU(Device):
     def host(self, array: Array) -> HostArray:
         found: HostArray = array
         return found
+
+    def shared(self, array: Array, asked: str) -> HostArray:
+        return self.host(array)
+
+    def owner(self, array: Array) -> HostArray:
+        while isinstance(array.base, np.ndarray):
+            array = array.base
+        return self.host(array)
+
+    def bounds(self, array: Array) -> tuple[int, int]:
+        low, high = np.lib.array_utils.byte_bounds(array)
+        return int(low), int(high)
 
     def empty(self, shape: Shape, dtype: DType) -> HostArray:
         return np.empty(shape, dtype)
@@ -50,6 +62,28 @@ class CPU(Device):
         if array.base is not None or any(array is other for other in others):
             return any(np.may_share_memory(array, other) for other in others)
         return any(other.base is array for other in others)
+
+    def binds(self, array: Array, *, written: bool) -> bool:
+        if type(array) is not np.ndarray or not (array.flags.c_contiguous and array.flags.aligned):
+            return False
+        # NumPy knows who else can see the memory of an array where it, or the array it is a view of, owns it.
+        return not written or array.base is None or (type(array.base) is np.ndarray and array.base.base is None)
+
+    def refusals(self, name: str, *, written: bool) -> list[str]:
+        found = [f"not (flags := {name}.flags).carray and not (flags.c_contiguous and flags.aligned)"]
+        if written:
+            viewed = f"(type(base) is not ndarray or base.base is not None) and overlaps({name})"
+            found.append(
+                f"id({name}) in written if (base := {name}.base) is None else (id(base) in written or ({viewed}))"
+            )
+        return found
+
+    def prepare(
+        self, program: Any, fixed: Mapping[int, Array], numbers: Mapping[int, str], changing: Sequence[int]
+    ) -> Any:
+        from staticgrad.kernels.cpu.program import Prepared
+
+        return Prepared(program, fixed, numbers, changing)
 
     def compile(self, graph: Graph, *, reuse: bool = True, poison: bool = False, cache: DiskCache | None = None) -> Any:
         from staticgrad.kernels.cpu.program import compile_graph

@@ -29,6 +29,7 @@ from staticgrad.kernels.cpu.threads import thread_count
 
 if TYPE_CHECKING:
     from staticgrad.graph.plan import Plan
+    from staticgrad.kernels.cpu.profile import TimedProgram
 
 _MAGIC = b"SGPROGRM"
 _LENGTH = struct.Struct("<Q")
@@ -149,7 +150,10 @@ class Program:
         from_cache: whether it was loaded from disk rather than compiled.
         early_outputs: the outputs that a run may have written although it failed.
         calls: what computes each group of the plan, in order: a kernel, "gemm" for BLAS, or both.
+        repeats: whether `repeat` runs many steps in one native call.
     """
+
+    repeats = True
 
     def __init__(self, graph: Graph, facts: Mapping[str, Any], code: bytes) -> None:
         self.graph = graph
@@ -262,6 +266,12 @@ class Program:
             for workspace, run, timed in prepared:
                 if workspace.run is timed:
                     workspace.run = run
+
+    def timed_by_group(self, cache: DiskCache | None = None) -> TimedProgram:
+        """The same program, which tells how long each group of its plan takes."""
+        from staticgrad.kernels.cpu.profile import TimedProgram
+
+        return TimedProgram(self, cache)
 
     def fail(self, workspace: _Workspace) -> NoReturn:
         """Raise what a run has reported, and have its workspace serve again."""

@@ -24,7 +24,7 @@ class Buffer:
     def __init__(self, hardware: Hardware, nbytes: int) -> None:
         self.hardware = hardware
         self.nbytes = nbytes
-        self.stream: Any = None  # the stream that used it last
+        self.stream: Any = hardware.stream  # the stream that used it last
         self.address = hardware.allocate(nbytes) if nbytes else 0
 
     def __del__(self) -> None:

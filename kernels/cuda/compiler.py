@@ -62,6 +62,7 @@ def compiled(graph: Graph, hardware: Hardware, *, reuse: bool, poison: bool) -> 
             for step in lowered.steps
         ],
         "calls": lowered.names,
+        "ends": lowered.ends,
     }
     return facts, code, plan
 

@@ -18,7 +18,7 @@ from staticgrad.graph.rewrite import rewrite
 from staticgrad.kernels.cache import DiskCache, default_cache
 from staticgrad.kernels.cuda.array import DeviceArray
 from staticgrad.kernels.cuda.hardware import Hardware
-from staticgrad.kernels.cuda.program import Program, compile_graph
+from staticgrad.kernels.cuda.program import Prepared, Program, compile_graph
 from staticgrad.kernels.device import Array, Device, HostArray
 
 KEPT_OPS = 4096  # programs of single ops that a process keeps
@@ -45,6 +45,15 @@ class CUDA(Device):
     def host(self, array: Array) -> HostArray:
         found: HostArray = array.to_host()
         return found
+
+    def shared(self, array: Array, asked: str) -> HostArray:
+        raise DeviceError(f"{asked}: the tensor lives on {self.name}; copy it first with .to('cpu')")
+
+    def owner(self, array: Array) -> Any:
+        return array.buffer
+
+    def bounds(self, array: Array) -> tuple[int, int]:
+        return array.address, array.address + array.nbytes
 
     def empty(self, shape: Shape, dtype: DType) -> DeviceArray:
         return DeviceArray.empty(self.hardware, shape, dtype)
@@ -80,6 +89,23 @@ class CUDA(Device):
             return False
         end = array.address + array.nbytes
         return any(array.address < other.address + other.nbytes and other.address < end for other in others)
+
+    def binds(self, array: Array, *, written: bool) -> bool:
+        return isinstance(array, DeviceArray) and array.hardware is self.hardware
+
+    def refusals(self, name: str, *, written: bool) -> list[str]:
+        here = f"getattr({name}, 'hardware', None) is hardware"
+        found = [f"not ({here}) and not (type({name}) is ndarray and {name}.flags.c_contiguous)"]
+        return [*found, f"{here} and overlaps({name})"] if written else found
+
+    @property
+    def names(self) -> dict[str, Any]:
+        return {"hardware": self.hardware}
+
+    def prepare(
+        self, program: Any, fixed: Mapping[int, Array], numbers: Mapping[int, str], changing: Sequence[int]
+    ) -> Prepared:
+        return Prepared(program, fixed, numbers, changing)
 
     def compile(
         self, graph: Graph, *, reuse: bool = True, poison: bool = False, cache: DiskCache | None = None

@@ -1,23 +1,23 @@
-"""A GPU through NVIDIA's driver: its memory, its streams, its kernels, and sequences of launches as CUDA graphs."""
-# mypy: disable-error-code="no-untyped-call, attr-defined"
+"""A GPU through NVIDIA's driver: its memory, its streams, transfers, and kernels."""
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from staticgrad.graph.errors import DeviceError
+from staticgrad.graph.errors import DeviceError, OutOfMemoryError
 from staticgrad.kernels.cpu.host import source_digest
 from staticgrad.kernels.cuda import toolkit
+from staticgrad.kernels.cuda.calls import Calls
 from staticgrad.kernels.cuda.hardware import BoundLaunch, Hardware, LaunchSequence, out_of_memory
+from staticgrad.kernels.cuda.launch_graph import LaunchGraph, Module
 from staticgrad.kernels.cuda.staging import Staging
+from staticgrad.kernels.cuda.stream import Stream
 from staticgrad.kernels.cuda.target import Target
 from staticgrad.kernels.kernel import Kernel
 
@@ -25,115 +25,98 @@ if TYPE_CHECKING:
     from staticgrad.kernels.cuda.array import Buffer
 
 Array = np.ndarray[Any, Any]
-FATAL = frozenset({700, 702, 704, 709, 710, 714, 715, 716, 717, 718, 719})  # after these the context is gone
-_DIRECT = 1 << 16  # bytes up to which the driver itself copies an array aside before it returns
+Compiler = Callable[[Sequence[Kernel], tuple[int, int]], bytes]
+_DIRECT = 1 << 16  # bytes up to which an array is handed to the driver, which copies it aside
 
 
-class Stream:
-    """Work that a GPU does in order; work of different streams may overlap. Make one with `GPU.new_stream`."""
+class _Thread(threading.local):
+    """What each Python thread has of its own."""
 
-    def __init__(self, gpu: GPU, handle: Any) -> None:
-        self.gpu = gpu
-        self.handle = handle
-
-    def synchronize(self) -> None:
-        """Wait until all work queued on this stream is done."""
-        self.gpu.call("cuStreamSynchronize", self.handle)
+    stream: Stream | None = None  # that it queues its work on; None until it first uses the GPU
 
 
 class GPU(Hardware):
     """One GPU of this machine.
 
+    Attributes:
+        call: calls a function of the driver.
+        driver: the module that has the driver's functions and types.
+        idle_streams: handles and events of streams that nobody holds any more.
+
     Raises:
         DeviceError: there is no driver or no such device, it is too old, or the packages do not fit the driver.
     """
 
-    def __init__(self, ordinal: int = 0, driver: Any = None) -> None:
-        self._driver = toolkit.driver() if driver is None else driver
+    def __init__(self, ordinal: int = 0, driver: Any = None, compiler: Compiler = toolkit.machine_code) -> None:
+        """Other than for tests, `driver` is NVIDIA's and `compiler` makes the code that it loads."""
+        self.driver = toolkit.driver() if driver is None else driver
         self.name = f"cuda:{ordinal}"
-        self._failure = ""
-        self._thread = threading.local()
+        self._pool: Any = None
+        self.call = Calls(self.driver, self.name, self._reclaim)
+        self._compiler = compiler
+        self._thread = _Thread()
         count = self.call("cuDeviceGetCount")
         if ordinal >= count:
             there = "is 1 GPU" if count == 1 else f"are {count} GPUs"
             raise DeviceError(f"device: {self.name} was asked for and there {there}; use another one, or device='cpu'")
+        self._alone = count == 1  # nobody makes another one the current one
         self._device = self.call("cuDeviceGet", ordinal)
+        self._check_what_it_can()
+        self.target = Target(processors=self._attribute("MULTIPROCESSOR_COUNT"))
+        self.identity = f"sm_{_dotted(self.capability)}/{self.target}/{toolkit.versions()}/{source_digest('cuda')}"
+        self.title = self.call("cuDeviceGetName", 256, self._device).partition(b"\0")[0].decode()
+        self._context = self.call("cuDevicePrimaryCtxRetain", self._device)
+        self.call("cuCtxSetCurrent", self._context)
+        self._pool = self.call("cuDeviceGetDefaultMemPool", self._device)
+        self._pool_attribute("RELEASE_THRESHOLD", 2**63 - 1)  # keep what is freed for the next allocation
+        self.idle_streams: list[tuple[Any, Any]] = []
+        self._default = Stream(self)
+        self._staging = Staging(self)
+        self._free = self.driver.cuMemFreeAsync
+        self.call.opened = True
+
+    def _check_what_it_can(self) -> None:
         self.capability = (self._attribute("COMPUTE_CAPABILITY_MAJOR"), self._attribute("COMPUTE_CAPABILITY_MINOR"))
         if self.capability < toolkit.OLDEST:
             raise DeviceError(
                 f"device: {self.name} has compute capability {_dotted(self.capability)}; staticgrad's kernels need "
                 f"{_dotted(toolkit.OLDEST)} or newer (Ampere, 2020); use device='cpu'"
             )
-        self.target = Target(processors=self._attribute("MULTIPROCESSOR_COUNT"))
-        self.identity = f"sm_{_dotted(self.capability)}/{self.target}/{toolkit.versions()}/{source_digest('cuda')}"
-        self.title = self.call("cuDeviceGetName", 256, self._device).rstrip(b"\0").decode()
-        self._context = self.call("cuDevicePrimaryCtxRetain", self._device)
-        self._enter()
-        self._pool = self.call("cuDeviceGetDefaultMemPool", self._device)
-        self._pool_attribute("RELEASE_THRESHOLD", 2**63 - 1)  # keep what is freed for the next allocation
-        self._default = Stream(self, self.call("cuStreamCreate", 1))  # 1: does not wait for the legacy stream
-        self._several = False
-        self._staging = Staging(self)
-
-    # ------------------------------------------------------------ calls
-
-    def call(self, name: str, *arguments: Any) -> Any:
-        """Call a function of the driver and give its results back; what it reports as an error is raised."""
-        if self._failure:
-            raise DeviceError(self._failure)
-        code, *results = getattr(self._driver, name)(*arguments)
-        if int(code):
-            raise self._error(name, int(code))
-        return results[0] if len(results) == 1 else results or None
-
-    def _error(self, name: str, code: int) -> DeviceError:
-        _, what = self._driver.cuGetErrorName(self._driver.CUresult(code))
-        _, text = self._driver.cuGetErrorString(self._driver.CUresult(code))
-        said = f"{what.decode()} ({text.decode()})"
-        if code in FATAL:
-            self._failure = (
-                f"cuda: {self.name} has failed with {said} in {name}, and what was in its memory is lost; the CPU "
-                "still works; sg.cuda.reset() makes the GPU usable again"
+        if not self._attribute("MEMORY_POOLS_SUPPORTED"):
+            raise DeviceError(
+                f"device: {self.name} has no memory pools, as some virtual GPUs do not; staticgrad's tensors need "
+                "them; use device='cpu'"
             )
-            return DeviceError(self._failure)
-        if name == "cuModuleLoadData":
-            version = self._driver.cuDriverGetVersion()[1]
-            return DeviceError(
-                f"cuda: the driver (of CUDA {version // 1000}.{version % 1000 // 10}) does not load this code: {said}; "
-                f"it was made by {toolkit.versions()}: update the driver, or install packages of its CUDA version"
-            )
-        return DeviceError(f"cuda: {name} failed on {self.name}: {said}")
 
     def _attribute(self, name: str) -> int:
-        which = getattr(self._driver.CUdevice_attribute, f"CU_DEVICE_ATTRIBUTE_{name}")
+        which = getattr(self.driver.CUdevice_attribute, f"CU_DEVICE_ATTRIBUTE_{name}")
         return int(self.call("cuDeviceGetAttribute", which, self._device))
 
     def _pool_attribute(self, name: str, value: int | None = None) -> int:
-        which = getattr(self._driver.CUmemPool_attribute, f"CU_MEMPOOL_ATTR_{name}")
+        which = getattr(self.driver.CUmemPool_attribute, f"CU_MEMPOOL_ATTR_{name}")
         if value is None:
             return int(self.call("cuMemPoolGetAttribute", self._pool, which))
-        self.call("cuMemPoolSetAttribute", self._pool, which, self._driver.cuuint64_t(value))
+        self.call("cuMemPoolSetAttribute", self._pool, which, self.driver.cuuint64_t(value))
         return value
-
-    def _enter(self) -> None:
-        """Make the device's context that of this Python thread."""
-        if getattr(self._thread, "entered", None) is not self._context:
-            self.call("cuCtxSetCurrent", self._context)
-            self._thread.entered = self._context
 
     # ------------------------------------------------------------ streams
 
     @property
     def stream(self) -> Stream:
-        """The stream that this Python thread queues its work on."""
-        self._enter()
-        found: Stream = getattr(self._thread, "stream", self._default)
+        """The stream that this Python thread queues its work on; the device's context is the thread's then."""
+        if self.call.failure:
+            raise DeviceError(self.call.failure)
+        found = self._thread.stream
+        if found is None or not self._alone:  # with several GPUs, any library may have turned to another one
+            self.call("cuCtxSetCurrent", self._context)
+            if found is None:
+                found = self._thread.stream = self._default
         return found
 
     def new_stream(self) -> Stream:
         self._enter()
-        self._several = True
-        return Stream(self, self.call("cuStreamCreate", 1))
+        self.several = True
+        return Stream(self)
 
     @contextmanager
     def on(self, stream: Stream) -> Iterator[Stream]:
@@ -145,42 +128,53 @@ class GPU(Hardware):
             self._thread.stream = before
 
     def use(self, buffers: Iterable[Buffer]) -> None:
-        if not self._several:
+        if not self.several:
             return
-        current = self.stream
-        for buffer in buffers:
-            last: Stream | None = buffer.stream
-            if last is not None and last is not current:
-                event = self.call("cuEventCreate", 2)  # 2: without a time
-                self.call("cuEventRecord", event, last.handle)
-                self.call("cuStreamWaitEvent", current.handle, event, 0)
-                self.call("cuEventDestroy", event)
+        current, used = self.stream, list(buffers)
+        for other in {buffer.stream for buffer in used} - {current}:
+            current.wait_for(other)
+        for buffer in used:
             buffer.stream = current
 
     # ------------------------------------------------------------ memory
 
     def allocate(self, nbytes: int) -> int:
-        stream = self.stream
-        for attempt in range(2):
-            code, address = self._driver.cuMemAllocAsync(nbytes, stream.handle)
-            if not int(code):
-                return int(address)
-            if int(code) != 2:
-                raise self._error("cuMemAllocAsync", int(code))
-            if not attempt:  # cycles of Python objects may hold memory, and the pool what has been freed
-                gc.collect()
-                self.synchronize()
-                self.call("cuMemPoolTrimTo", self._pool, 0)
-        raise out_of_memory(self, nbytes)
+        try:
+            return int(self.call("cuMemAllocAsync", nbytes, self.stream.handle))
+        except OutOfMemoryError:
+            raise out_of_memory(self, nbytes) from None
 
     def free(self, address: int, stream: Any = None) -> None:
-        if self._failure:
+        if not self.call.failure:
+            try:
+                self._free(address, (stream or self._default).handle)
+            except Exception:  # also while Python shuts down, when the driver may be gone
+                return
+
+    def give_back(self, *calls: tuple[Any, ...]) -> None:
+        """Call functions that give something back, from wherever Python finds that nobody holds it; never raises.
+
+        Args:
+            calls: for each function its name and its arguments.
+        """
+        if self.call.failure:
             return
         try:
-            self._enter()
-            self._driver.cuMemFreeAsync(address, (stream or self._default).handle)
-        except Exception:  # also while Python shuts down, when the driver may be gone
+            self.driver.cuCtxPushCurrent(self._context)  # another GPU's work may have been interrupted
+            try:
+                for name, *arguments in calls:
+                    getattr(self.driver, name)(*arguments)
+            finally:
+                self.driver.cuCtxPopCurrent()
+        except Exception:
             return
+
+    def _reclaim(self) -> None:
+        """Give back what nobody uses: cycles of Python objects may hold memory, and the pool what has been freed."""
+        gc.collect()
+        if self._pool is not None:
+            self.driver.cuCtxSynchronize()
+            self.driver.cuMemPoolTrimTo(self._pool, 0)
 
     def memory_info(self) -> tuple[int, int]:
         self._enter()
@@ -198,10 +192,10 @@ class GPU(Hardware):
 
     def write(self, address: int, values: Array) -> None:
         stream = self.stream
-        if 0 < values.nbytes <= _DIRECT:
-            self.call("cuMemcpyHtoDAsync", address, values.ctypes.data, values.nbytes, stream.handle)
-        elif values.nbytes:
+        if values.nbytes > _DIRECT:
             self._staging.write(address, values, stream)
+        elif values.nbytes:  # as bytes: the driver reads memory that is pinned only later, and the caller's may be
+            self.call("cuMemcpyHtoDAsync", address, values.tobytes(), values.nbytes, stream.handle)
 
     def read(self, values: Array, address: int) -> None:
         stream = self.stream
@@ -220,95 +214,26 @@ class GPU(Hardware):
     # ------------------------------------------------------------ kernels
 
     def compile(self, kernels: Sequence[Kernel]) -> bytes:
-        if not kernels:
-            return b""
-        return toolkit.linked([toolkit.ptx_of(kernel, self.capability) for kernel in kernels], self.capability)[0]
+        return self._compiler(kernels, self.capability) if kernels else b""
 
     def load(self, code: bytes, kernels: Mapping[str, Kernel]) -> dict[str, Any]:
         if not kernels:
             return {}
         self._enter()
-        module = self.call("cuModuleLoadData", code)
-        return {symbol: self.call("cuModuleGetFunction", module, symbol.encode()) for symbol in kernels}
+        module = Module(self, code)
+        return {symbol: module.function(symbol) for symbol in kernels}
 
     def sequence(self, launches: Sequence[BoundLaunch]) -> LaunchSequence:
-        return _Graph(list(launches), gpu=self, driver=self._driver)
+        return LaunchGraph(self, launches)
+
+    def _enter(self) -> None:
+        """Make the device's context that of this Python thread."""
+        _ = self.stream
 
     def close(self) -> None:
-        self._failure = f"cuda: {self.name} was reset; make the tensors and compile the functions again"
-        self._driver.cuDevicePrimaryCtxReset(self._device)
-
-
-@dataclass
-class _Graph(LaunchSequence):
-    """Launches with packed arguments, that are started one by one at first and as one CUDA graph from then on.
-
-    The first run loads the kernels and shows what fails. Later an address that differs from the last run's, such as
-    that of a result which belongs to the caller, is changed in the graph; nothing is captured again.
-    """
-
-    gpu: GPU = field(kw_only=True)
-    driver: Any = field(kw_only=True)
-
-    def __post_init__(self) -> None:
-        counts = [len(one.addresses) for one in self.launches]
-        self._values = (ctypes.c_uint64 * max(1, sum(counts)))()
-        start = ctypes.addressof(self._values)
-        self._pointers = (ctypes.c_uint64 * len(self._values))(*range(start, start + 8 * len(self._values), 8))
-        self._first = [sum(counts[:number]) for number in range(len(counts))]
-        self._runs = 0
-        self._nodes: list[Any] = []
-        self._parameters: list[Any] = []
-        self._executable: Any = None
-        self.changed = set(range(len(self.launches)))
-
-    def run(self) -> None:
-        stream = self.gpu.stream
-        for number in self.changed:
-            first = self._first[number]
-            for position, address in enumerate(self.launches[number].addresses):
-                self._values[first + position] = address
-        if self._executable is None and self._runs and len(self.launches) > 1:
-            self._capture()
-        elif self._executable is not None:
-            for number in self.changed:
-                self.gpu.call(
-                    "cuGraphExecKernelNodeSetParams", self._executable, self._nodes[number], self._parameters[number]
-                )
-        self.changed.clear()
-        if self._executable is not None:
-            self.gpu.call("cuGraphLaunch", self._executable, stream.handle)
-        else:
-            self.run_plainly()
-        self._runs += 1
-
-    def run_plainly(self) -> None:
-        """Start every launch by itself."""
-        stream = self.gpu.stream
-        for number, one in enumerate(self.launches):
-            arguments = (one.grid, 1, 1, one.block, 1, 1, 0, stream.handle, self._argument(number), 0)
-            self.gpu.call("cuLaunchKernel", one.function, *arguments)
-
-    def _argument(self, number: int) -> int:
-        return ctypes.addressof(self._pointers) + 8 * self._first[number]
-
-    def _capture(self) -> None:
-        """Make the graph: each launch after the one before it."""
-        graph = self.gpu.call("cuGraphCreate", 0)
-        last: list[Any] = []
-        for number, one in enumerate(self.launches):
-            parameters = self.driver.CUDA_KERNEL_NODE_PARAMS()
-            parameters.func = one.function
-            parameters.gridDimX, parameters.gridDimY, parameters.gridDimZ = one.grid, 1, 1
-            parameters.blockDimX, parameters.blockDimY, parameters.blockDimZ = one.block, 1, 1
-            parameters.sharedMemBytes = 0
-            parameters.kernelParams = self._argument(number)
-            node = self.gpu.call("cuGraphAddKernelNode", graph, last, len(last), parameters)
-            self._nodes.append(node)
-            self._parameters.append(parameters)
-            last = [node]
-        self._executable = self.gpu.call("cuGraphInstantiate", graph, 0)
-        self.gpu.call("cuGraphDestroy", graph)
+        self.call.failure = f"cuda: {self.name} was reset; make the tensors and compile the functions again"
+        self.driver.cuDevicePrimaryCtxReset(self._device)
+        self.driver.cuDevicePrimaryCtxRelease(self._device)
 
 
 def _dotted(capability: tuple[int, int]) -> str:

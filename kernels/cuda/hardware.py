@@ -56,6 +56,13 @@ class LaunchSequence(ABC):
     def run(self) -> None:
         """Start all launches, in order; does not wait for them."""
 
+    @abstractmethod
+    def run_timed(self, ends: Sequence[int]) -> list[float]:
+        """Run the launches one by one; the seconds from the end of one part to that of the next, on the device.
+
+        Args: `ends` has for each part the number of launches up to its end.
+        """
+
 
 class Hardware(ABC):
     """One GPU.
@@ -66,6 +73,7 @@ class Hardware(ABC):
         target: what kernels are generated for.
         capability: its generation, such as (9, 0).
         identity: the part of a cache's key that names what its machine code depends on; empty where there is none.
+        several: whether work has been queued on more than one stream; `use` has nothing to do as long as it has not.
     """
 
     name: str
@@ -73,6 +81,12 @@ class Hardware(ABC):
     target: Target
     capability: tuple[int, int]
     identity: str
+    several: bool = False
+
+    @property
+    @abstractmethod
+    def stream(self) -> Any:
+        """The queue that this Python thread puts its work into."""
 
     @abstractmethod
     def allocate(self, nbytes: int) -> int:

@@ -39,7 +39,8 @@ class Step:
 class Lowered:
     """What runs: kernels by symbol, the steps in order, and the nodes that may report an error.
 
-    An error code is the position of its node, from 1. `names` tells for each group the kernels that compute it;
+    An error code is the position of its node, from 1. `names` tells for each group the kernels that compute it, `ends`
+    how many steps there are up to its end;
     `own_bytes` is memory behind the arena that groups use one after the other.
     """
 
@@ -47,6 +48,7 @@ class Lowered:
     steps: list[Step] = field(default_factory=list)
     errors: list[Node] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
     own_bytes: int = 0
 
 
@@ -98,6 +100,7 @@ class _Lowering:
             if poison:
                 for offset, size in frees:
                     self._fill(offset, size)
+            self.lowered.ends.append(len(self.lowered.steps))
         for source, target, size in plan.copies:
             if size:
                 self._copy(source, target, size, guarded=may_fail >= 0)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import struct
 import threading
-from collections.abc import Mapping, Sequence
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property, partial
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
@@ -73,7 +76,10 @@ class Program:
         from_cache: whether it was loaded from disk rather than compiled.
         early_outputs: the outputs that a run may have written although it failed.
         calls: the kernels that compute each group of the plan, in order.
+        repeats: many steps are started one by one.
     """
+
+    repeats = False
 
     def __init__(self, graph: Graph, facts: Mapping[str, Any], code: bytes, hardware: Hardware) -> None:
         self.graph = graph
@@ -88,6 +94,11 @@ class Program:
         self._table = Table(len(graph.inputs), len(graph.outputs), len(facts["constants"]))
         self._may_fail = bool(facts["errors"])
         self._lock = threading.Lock()
+        self._seconds: list[float] | None = None
+        self._report = np.zeros(ERROR_WORDS, np.int64)
+        self._bound_to: object = None  # the key of the `Prepared` whose arrays are bound
+        self._known_numbers: dict[int, Any] = {}
+        self.free: list[Workspace] = []
         self._entries: list[int] = [0] * self._table.size
         self._staging: dict[int, Buffer] = {}
 
@@ -115,24 +126,68 @@ class Program:
             OutOfMemoryError: the first run did not find the memory that the plan needs.
         """
         with self._lock:
-            sequence = self._sequence
-            arrays = [value.buffer for value in (*inputs, *outputs) if isinstance(value, DeviceArray)]
-            self.hardware.use([self._memory, *arrays])
-            entry = 1
-            for value in inputs:
-                if isinstance(value, DeviceArray):
-                    self._bind(entry, value.address)
-                else:
-                    staged = self._staged(entry, value.nbytes)
-                    self.hardware.write(staged, value)
-                    self._bind(entry, staged)
-                entry += 1
-            for value in outputs:
-                self._bind(entry, value.address)
-                entry += 1
-            sequence.run()
-            if self._may_fail:
-                self._check()
+            self._bind_all(inputs, outputs)
+            failed = self._start()
+        if failed:
+            self.fail()
+
+    def _start(self) -> bool:
+        """Start the launches; whether they have reported an error, where they can."""
+        begin = perf_counter()
+        self._sequence.run()
+        if self._may_fail:
+            self.hardware.read(self._report, self._entries[0])
+        if self._seconds is not None:
+            self.hardware.synchronize()
+            self._seconds.append(perf_counter() - begin)
+        return bool(self._report[0])
+
+    @contextmanager
+    def timed(self) -> Iterator[list[float]]:
+        """The seconds of every run inside the block, until the device is done."""
+        seconds: list[float] = []
+        self._seconds = seconds
+        try:
+            yield seconds
+        finally:
+            self._seconds = None
+
+    def timed_by_group(self, cache: DiskCache | None = None) -> TimedProgram:
+        """The same program, which tells how long each group of its plan takes."""
+        return TimedProgram(self)
+
+    def _bind_all(self, inputs: Sequence[Array | DeviceArray], outputs: Sequence[DeviceArray]) -> None:
+        """Have the launches work on these arrays."""
+        _ = self._sequence  # so that it is there, whole, before anything is bound
+        self._bound_to = None
+        if self.hardware.several:
+            self.hardware.use(self._buffers([*inputs, *outputs]))
+        for entry, value in enumerate([*inputs, *outputs], 1):
+            self._bind_value(entry, value)
+
+    def _buffers(self, values: Sequence[Array | DeviceArray]) -> list[Buffer]:
+        arrays = (value.buffer for value in values if isinstance(value, DeviceArray))
+        return [self._memory, *self._staging.values(), *arrays]
+
+    def _bind_value(self, entry: int, value: Array | DeviceArray) -> None:
+        """Have the launches find an array where it is, or where it is copied to."""
+        if isinstance(value, DeviceArray):
+            address = value.address
+        else:
+            address = self._staged(entry, value.nbytes)
+            self.hardware.write(address, value)
+            self._known_numbers.pop(entry, None)
+        if self._entries[entry] != address:
+            self._bind(entry, address)
+
+    def _stage_number(self, entry: int, number: array[Any]) -> None:
+        """Copy a number to the device, if it is not there already."""
+        staged = self._staged(entry, 8)
+        if self._known_numbers.get(entry) != number[0]:
+            self.hardware.write(staged, np.frombuffer(number, number.typecode))
+            self._known_numbers[entry] = number[0]
+        if self._entries[entry] != staged:
+            self._bind(entry, staged)
 
     def run_and_read(self, inputs: Sequence[Array | DeviceArray], outputs: Sequence[DeviceArray]) -> dict[Node, Array]:
         """`run`, and a copy of every value that was stored in the arena; of a program compiled without reuse."""
@@ -146,20 +201,24 @@ class Program:
 
     def _bind(self, entry: int, address: int) -> None:
         """Have every launch that works on an entry of the table find it at this address."""
-        if self._entries[entry] != address:
-            self._entries[entry] = address
-            for number, position, offset in self._users[entry]:
-                self._sequence.set_address(number, position, address + offset)
+        self._entries[entry] = address
+        for number, position, offset in self._users[entry]:
+            self._sequence.set_address(number, position, address + offset)
 
-    def _check(self) -> None:
-        report = np.zeros(ERROR_WORDS, np.int64)
-        self.hardware.read(report, self._entries[0])
-        if report[0]:
-            self.hardware.write(self._entries[0], np.zeros(STATUS_BYTES // 8, np.int64))
-            code, index, extent = map(int, report)
-            node = self._nodes[self._facts["errors"][code - 1]]
-            what = node.attributes.get("what", "")
-            raise IndexRangeError(f"{range_error(node.op.name, what, index, extent)}. Captured at {node.location}")
+    def new_workspace(self) -> Workspace:
+        """What a bound call hands its arrays to."""
+        return Workspace()
+
+    def fail(self, workspace: Workspace | None = None) -> NoReturn:
+        """Raise what a run has reported, and have the program serve again."""
+        code, index, extent = map(int, self._report)
+        self._report[:] = 0
+        self.hardware.write(self._entries[0], np.zeros(STATUS_BYTES // 8, np.int64))
+        if workspace is not None:
+            self.free.append(workspace)
+        node = self._nodes[self._facts["errors"][code - 1]]
+        what = node.attributes.get("what", "")
+        raise IndexRangeError(f"{range_error(node.op.name, what, index, extent)}. Captured at {node.location}")
 
     # ------------------------------------------------------------ memory
 
@@ -210,8 +269,12 @@ class Program:
                 for symbol, addresses, grid, block in self._facts["steps"]
             ]  # fmt: skip
             sequence = self.hardware.sequence(launches)
-            self.__dict__["_sequence"] = sequence
-            self._place_constants()
+            self.__dict__["_sequence"] = sequence  # `_bind` needs it
+            try:
+                self._place_constants()
+            except BaseException:
+                del self.__dict__["_sequence"]
+                raise
             return sequence
 
     def _place_constants(self) -> None:
@@ -262,6 +325,90 @@ class Program:
         if identity != hardware.identity:
             raise ValueError(f"program: compiled for {identity}; this is {hardware.identity}")
         return cls(graph if graph is not None else from_json(stored), facts, data[end:], hardware)
+
+
+class Workspace:
+    """What a bound call hands its arrays to. The program has one memory: `run` waits for its turn.
+
+    Attributes:
+        prepared: the key of the `Prepared` that this was filled for.
+        numbers: one element each, for the numbers among the inputs.
+        run: takes the arrays that change; whether it has failed.
+    """
+
+    def __init__(self) -> None:
+        self.prepared: object = None
+        self.numbers: list[array[Any]] = []
+        self.run: Callable[..., bool] = _unprepared
+
+
+def _unprepared(*_: Any) -> bool:
+    raise RuntimeError("program: the workspace is not prepared for arrays; call Prepared.fill first")
+
+
+class Prepared:
+    """Runs of a program that have most of their arrays in common; see `kernels.cpu.program.Prepared`.
+
+    Args:
+        fixed: arrays by the number of the input, or of the output behind all inputs.
+        numbers: inputs that are numbers, as typecodes of Python's `array`.
+        changing: the numbers of the arrays that `run` takes, in its order.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        fixed: Mapping[int, DeviceArray],
+        numbers: Mapping[int, str],
+        changing: Sequence[int],
+    ) -> None:
+        self._program = program
+        self._fixed = [(1 + index, value) for index, value in fixed.items()]
+        self._numbers = numbers
+        self._changing = [1 + index for index in changing]
+        self.key = object()
+
+    def fill(self, workspace: Workspace) -> None:
+        """Make a workspace ready for these runs."""
+        workspace.prepared = self.key
+        workspace.numbers = [array(code, [0]) for code in self._numbers.values()]
+        workspace.run = partial(self._run, [(1 + i, x) for i, x in zip(self._numbers, workspace.numbers, strict=True)])
+
+    def _run(self, numbers: Sequence[tuple[int, array[Any]]], *arrays: Any) -> bool:
+        program = self._program
+        with program._lock:
+            _ = program._sequence
+            if program.hardware.several:
+                program.hardware.use(program._buffers([*arrays, *(value for _, value in self._fixed)]))
+            if program._bound_to is not self.key:
+                for entry, value in self._fixed:
+                    program._bind_value(entry, value)
+                program._bound_to = self.key
+            for entry, number in numbers:
+                program._stage_number(entry, number)
+            for entry, value in zip(self._changing, arrays, strict=True):
+                program._bind_value(entry, value)
+            return program._start()
+
+
+class TimedProgram:
+    """A program that tells how long each group of its plan took on the device."""
+
+    def __init__(self, program: Program) -> None:
+        self._program = program
+
+    def run(self, inputs: Sequence[Array | DeviceArray], outputs: Sequence[DeviceArray]) -> Array:
+        """Run once, as `Program.run` does, and return seconds: of each group, and last of the copies at the end."""
+        program = self._program
+        with program._lock:
+            program._bind_all(inputs, outputs)
+            ends = [*program._facts["ends"], len(program._facts["steps"])]
+            seconds = program._sequence.run_timed(ends)
+            if program._may_fail:
+                program.hardware.read(program._report, program._entries[0])
+        if program._report[0]:
+            program.fail()
+        return np.array(seconds)
 
 
 def _apart(nbytes: int) -> int:

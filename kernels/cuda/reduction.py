@@ -7,8 +7,6 @@ from functools import cached_property
 
 from staticgrad.kernels.cuda.launch import Launch
 from staticgrad.kernels.cuda.structural import (
-    GRID,
-    MOST_BLOCKS,
     Call,
     CallText,
     around,
@@ -109,10 +107,10 @@ class _Search:
         """The kernel."""
         text = self.call.text(self.threads)
         units, length = self.tiles * self.parts, -(-self.extent // self.parts)
-        column = (rest("unit", self.tiles, units), self.across)
+        column = (rest("block", self.tiles, units), self.across)
         source = (quotient("column", self.after, self.columns), self.extent * self.after)
-        unit = [
-            f"part = {quotient('unit', self.tiles, units)}",
+        text.lines += [
+            f"part = {quotient('block', self.tiles, units)}",
             f"column = {index(column, (rest('thread', self.across, self.threads), 1))}",
             f"inside = column < {self.columns}",
             f"column = select(inside, column, int64({self.columns - 1}))",
@@ -127,10 +125,8 @@ class _Search:
             *(self._best_of_shares(text) if self.shares > 1 else []),
             "if inside:" if self.shares == 1 else f"if inside & (thread < {self.across}):",
             *indented(self._store(text)),
-            f"unit += {GRID}",
         ]
-        text.lines += ["unit = block", f"while unit < {units}:", *indented(unit)]
-        text.grid = min(units, MOST_BLOCKS)
+        text.grid = units
         return text.launch()
 
     def _read(self, text: CallText, value: str, place: str) -> list[str]:

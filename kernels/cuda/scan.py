@@ -11,11 +11,9 @@ from dataclasses import dataclass, replace
 from math import isqrt
 from typing import Literal
 
-from staticgrad.kernels.cuda.launch import Launch, blocks_for
+from staticgrad.kernels.cuda.launch import Launch
 from staticgrad.kernels.cuda.running_total import in_block, in_team
 from staticgrad.kernels.cuda.structural import (
-    GRID,
-    MOST_BLOCKS,
     Call,
     CallText,
     added,
@@ -125,10 +123,11 @@ def _by_team(scan: _Scan) -> Launch:
     team = min(target.block, power_of_two(-(-length // EACH)))
     alone = team > target.warp or EACH * team < length
     text = scan.call.text(team if alone else scan.call.threads(units * team))
-    teams, lines = text.threads // team, []
-    if teams > 1:
-        lines += [f"inside = unit < {units}", f"unit = select(inside, unit, int64({units - 1}))"]
-    lines += [
+    teams = text.threads // team
+    text.lines += [
+        f"mine = {index((rest('thread', team, text.threads), EACH))}",
+        f"unit = {index(('block', teams), (quotient('thread', team, text.threads), 1))}",
+        *([f"inside = unit < {units}", f"unit = select(inside, unit, int64({units - 1}))"] if teams > 1 else []),
         f"part = {rest('unit', scan.parts, units)}",
         f"start = {index((quotient('unit', scan.parts, units), scan.extent))}",
         *scan.carry(text, "unit - 1"),
@@ -137,15 +136,8 @@ def _by_team(scan: _Scan) -> Launch:
         *(_tiles(scan, text, team) if alone else _tile(scan, text, team, in_team(text, "total", dtype, team))),
     ]
     if scan.stage == "totals":
-        lines += ["if thread == 0:", f"    {scan.totals(text)}[unit] = carry"]
-    text.lines += [
-        f"mine = {rest('thread', team, text.threads)} * {EACH}",
-        f"first = {index(('block', teams))}",
-        f"while first < {units}:",
-        f"    unit = {index(('first', 1), (quotient('thread', team, text.threads), 1))}",
-        *indented([*lines, f"first += {index((GRID, teams))}"]),
-    ]
-    text.grid = blocks_for(units, teams, MOST_BLOCKS)
+        text.lines += ["if thread == 0:", f"    {scan.totals(text)}[unit] = carry"]
+    text.grid = -(-units // teams)
     return text.launch()
 
 

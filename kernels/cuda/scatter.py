@@ -21,8 +21,6 @@ from staticgrad.graph.node import DType
 from staticgrad.kernels.cuda.launch import Launch, blocks_for
 from staticgrad.kernels.cuda.running_total import in_block
 from staticgrad.kernels.cuda.structural import (
-    GRID,
-    MOST_BLOCKS,
     Call,
     CallText,
     added,
@@ -36,7 +34,6 @@ from staticgrad.kernels.cuda.structural import (
     stored,
     zero,
 )
-from staticgrad.kernels.group_text import INT64
 
 INT32, FLOAT64 = np.dtype(np.int32), np.dtype(np.float64)
 EACH = 4  # indices that a thread reads at once
@@ -141,20 +138,18 @@ class Scatter:
         text = self.call.text(self.threads)
         units = self.tiles * self.strips * self.parts
         result = text.own(own, self.call.node.dtype) if self.parts > 1 else text.out()
-        strip = rest(quotient("unit", self.tiles, units), self.strips, self.strips * self.parts)
-        unit = [
-            f"first = {index((rest('unit', self.tiles, units), self.runs))}",
-            f"part = {quotient('unit', self.tiles * self.strips, units)}",
+        strip = rest(quotient("block", self.tiles, units), self.strips, self.strips * self.parts)
+        text.lines += [
+            f"first = {index((rest('block', self.tiles, units), self.runs))}",
+            f"part = {quotient('block', self.tiles * self.strips, units)}",
             *self._column(strip),
             *self._clear(result),
             f"at = {index(('part', self.part))}",
             f"end = min(at + {self.part}, {self.count})",
             "while at < end:",
             *indented(self._chunk(text, result)),
-            f"unit += {GRID}",
         ]
-        text.lines += ["unit = block", f"while unit < {units}:", *indented(unit)]
-        text.grid = min(units, MOST_BLOCKS)
+        text.grid = units
         return text.launch()
 
     def _column(self, strip: str) -> list[str]:
@@ -165,13 +160,13 @@ class Scatter:
             f"column = {index((strip, self.strip), (lane, self.lanes)) if not self.along else strip}",
             f"team = {quotient('thread', self.team, self.threads)}",
             *([f"team = select(column < {self.columns}, team, int64(-1))"] if outside else []),
-            *self._begin(self.strips * self.strip),
+            *self._begin(),
             *([f"target += part * {self.call.node.size}"] if self.parts > 1 else []),
         ]
 
-    def _begin(self, bound: int) -> list[str]:
+    def _begin(self) -> list[str]:
         """Where `column` begins in x and in the result."""
-        outer, inner = quotient("column", self.after, bound), rest("column", self.after, bound)
+        outer, inner = (part("column", self.after, self.columns) for part in (quotient, rest))
         return [
             f"source = {index((outer, self.count * self.after), (inner, 1))}",
             f"target = {index((outer, self.extent * self.after), (inner, 1))}",
@@ -195,10 +190,11 @@ class Scatter:
         each = min(EACH, -(-self.part // self.threads))
         positions = text.shared("positions", self.threads * each, INT32)
         chosen = text.shared("chosen", self.threads * each, INT32)
-        lines, keep = ["hits = int64(0)"], []
+        lines, keep = ["hits = int32(0)"], ["rank = int64(hits_before)"]
         for k in range(each):
-            lines += self._choice(text, k, each)
-            keep += [f"if hit{k}:", f"    {positions}[rank] = i{k}", f"    {chosen}[rank] = run{k}", "    rank += 1"]
+            place = index(("thread", each), offset=k)
+            lines += self._choice(text, k, f"at + {place}")
+            keep += [f"if hit{k}:", f"    {positions}[rank] = {place}", f"    {chosen}[rank] = run{k}", "    rank += 1"]
         walk = [
             f"run = int64({chosen}[k])",
             f"if {rest('run', self.teams, self.runs)} == team:",
@@ -206,24 +202,25 @@ class Scatter:
             *indented(self._add(text, result)),
             "k += 1",
         ]
-        found = [*in_block(text, "hits", INT64), "rank = hits_before", *keep, "cuda.syncthreads()", "k = int64(0)"]
+        found = [*in_block(text, "hits", INT32), *keep, "cuda.syncthreads()", "k = int64(0)"]
         return [
             *lines,
-            "if cuda.syncthreads_count(int32(hits)) > 0:",
+            "if cuda.syncthreads_count(hits) > 0:",
             *indented([*found, "while k < hits_all:", *indented(walk)]),
             f"at += {self.threads * each}",
         ]
 
-    def _choice(self, text: CallText, k: int, each: int) -> list[str]:
+    def _choice(self, text: CallText, k: int, place: str) -> list[str]:
         """Which run of the tile a thread's k-th index chooses, if any."""
-        at = index(("source", 1), (f"(at + i{k})", self.after)) if self.along else f"at + i{k}"
+        at = index(("source", 1), (f"({place})", self.after)) if self.along else place
         return [
-            f"i{k} = {index(('thread', each), offset=k)}",
-            f"run{k} = int64(-1)",
-            f"if at + i{k} < end:",
-            f"    run{k} = {text.checked(f'{text.operand(1)}[{at}]', self.extent)} - first",
-            f"hit{k} = (run{k} >= 0) & (run{k} < {self.runs})",
-            f"hits += int64(hit{k})",
+            f"hit{k} = False",
+            f"run{k} = int32(0)",
+            f"if {place} < end:",
+            f"    run = {text.checked(f'{text.operand(1)}[{at}]', self.extent)} - first",
+            f"    hit{k} = (run >= 0) & (run < {self.runs})",
+            f"    run{k} = int32(run)",
+            f"hits = int32(hits + int32(hit{k}))",
         ]
 
     def _add(self, text: CallText, result: str) -> list[str]:
@@ -231,24 +228,20 @@ class Scatter:
         row, place = index(("source", 1), ("i", self.after)), index(("target", 1), ("(first + run)", self.after))
         load, values = loaded(text.operand(0), row, self.lanes, "v")
         again, totals = loaded(result, "place", self.lanes, "s")
-        return [f"place = {place}", *load, *again, *stored(result, "place", self._sums(totals, values))]
-
-    def _sums(self, totals: list[str], values: list[str]) -> list[str]:
-        return [added(total, value, self.call.node.dtype) for total, value in zip(totals, values, strict=True)]
+        sums = [added(total, value, self.call.node.dtype) for total, value in zip(totals, values, strict=True)]
+        return [f"place = {place}", *load, *again, *stored(result, "place", sums)]
 
     # ------------------------------------------------------------ one thread for each column
 
     def _by_column(self) -> list[Launch]:
         """Zeros, and then every thread adds what the indices of its column choose."""
         node, small = self.call.node, self.call.is_small
-        threads = self.call.threads(node.size if small else self.columns)
-        texts = (
-            [self.call.text(threads)] if small else [self.call.text(self.call.target.block), self.call.text(threads)]
-        )
-        texts[0].clear(texts[0].out(), node.size)
+        text = clearing = self.call.text(self.call.threads(node.size if small else self.columns))
+        if not small:
+            clearing = self.call.text(self.call.target.block)
+        clearing.clear(clearing.out(), node.size)
         if small:
-            texts[0].barrier()
-        text = texts[-1]
+            text.barrier()
         x, indices, out = text.operand(0), text.operand(1), text.out()
         body = [
             f"i = {index(('source', 1), ('k', self.after))}",
@@ -256,10 +249,9 @@ class Scatter:
             f"place = {index(('target', 1), ('place', self.after))}",
             f"{out}[place] = {added(f'{out}[place]', f'{x}[i]', node.dtype)}",
         ]
-        text.every(
-            "column", self.columns, [*self._begin(self.columns), f"for k in range({self.count}):", *indented(body)]
-        )
-        return [text.launch(one_block=small) for text in texts]
+        body = [*self._begin(), f"for k in range({self.count}):", *indented(body)]
+        text.every("column", self.columns, body)
+        return [text.launch(one_block=True)] if small else [clearing.launch(), text.launch()]
 
     # ------------------------------------------------------------ parts
 
@@ -270,12 +262,12 @@ class Scatter:
         across = min(text.threads, power_of_two(node.size))
         if 4 * node.size < target.blocks * text.threads:
             across = min(target.warp, across)
-        shares, tiles = text.threads // across, -(-node.size // across)
+        shares = text.threads // across
         length = -(-self.parts // shares)
         dtype = FLOAT64 if node.dtype.kind == "f" else node.dtype
         part = f"{dtype.name}({text.own(own, node.dtype)}[part * {node.size} + m])"
-        unit = [
-            f"m = {index(('tile', across), (rest('thread', across, text.threads), 1))}",
+        text.lines += [
+            f"m = {index(('block', across), (rest('thread', across, text.threads), 1))}",
             f"inside = m < {node.size}",
             f"m = select(inside, m, int64({node.size - 1}))",
             f"part = {index((quotient('thread', across, text.threads), length))}",
@@ -285,10 +277,8 @@ class Scatter:
             f"    total = {added('total', part, dtype)}",
             "    part += 1",
             *self._shares_joined(text, shares, across, dtype),
-            f"tile += {GRID}",
         ]
-        text.lines += ["tile = block", f"while tile < {tiles}:", *indented(unit)]
-        text.grid = min(tiles, MOST_BLOCKS)
+        text.grid = -(-node.size // across)
         return text.launch()
 
     def _shares_joined(self, text: CallText, shares: int, across: int, dtype: DType) -> list[str]:
@@ -303,5 +293,4 @@ class Scatter:
             f"    for share in range(1, {shares}):",
             f"        total = {added('total', f'{totals}[share * {across} + thread]', dtype)}",
             store,
-            "cuda.syncthreads()",
         ]

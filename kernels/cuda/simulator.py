@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -155,6 +157,11 @@ class SimulatedGPU(Hardware):
     def __init__(self, target: Target = SMALL) -> None:
         self.target = target
         self.memory = Memory()
+        self._stream = SimulatedStream()
+
+    @property
+    def stream(self) -> SimulatedStream:
+        return self._stream
 
     def allocate(self, nbytes: int) -> int:
         if self.memory.used + nbytes > self.total_bytes:
@@ -215,24 +222,41 @@ class _SimulatedSequence(LaunchSequence):
     memory: Memory = field(kw_only=True)
 
     def run(self) -> None:
+        self.run_timed([len(self.launches)])
+
+    def run_timed(self, ends: Sequence[int]) -> list[float]:
         self.changed.clear()
-        for one in self.launches:
-            function, dtypes = one.function
-            launch(function, dtypes, self.memory, one.addresses, one.grid, one.block)
+        seconds, first = [], 0
+        for end in ends:
+            begin = perf_counter()
+            for one in self.launches[first:end]:
+                function, dtypes = one.function
+                launch(function, dtypes, self.memory, one.addresses, one.grid, one.block)
+            seconds.append(perf_counter() - begin)
+            first = end
+        return seconds
 
 
 # ---------------------------------------------------------------- what kernels use
 
 
 def _exchange(value: Any, other: Callable[[int], int]) -> Any:
-    """The value of the thread `other(this)`, or this one's where there is none; all threads of the block come here."""
+    """The value of the thread `other(this)` at its own exchange of this number; this one's where nobody is there.
+
+    A thread waits for that one only, as in a warp no thread waits for another warp: what needs a barrier fails here.
+    """
     me: Any = threading.current_thread()
     values = me._manager.__dict__.setdefault("exchanged", {})
-    values[me.thread_id] = value
-    me.syncthreads()
-    found = values.get(other(me.thread_id), value)
-    me.syncthreads()
-    return found
+    number = me.__dict__["exchanges"] = me.__dict__.get("exchanges", 0) + 1
+    values[me.thread_id, number] = value
+    wanted = (other(me.thread_id), number)
+    if not 0 <= wanted[0] < me._manager._block_dim[0]:
+        return value
+    while wanted not in values:
+        if me.abort:
+            raise RuntimeError("another thread of the block has failed")
+        time.sleep(0)
+    return values[wanted]
 
 
 def _shuffle_xor(value: Any, distance: int) -> Any:

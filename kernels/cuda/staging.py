@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from staticgrad.kernels.cuda.gpu import GPU, Stream
+    from staticgrad.kernels.cuda.gpu import GPU
+    from staticgrad.kernels.cuda.stream import Stream
 
 CHUNK = 8 << 20  # bytes of one piece
 PIECES = 3  # while the device fetches one, the next is filled
+_NO_TIME = 2  # of an event: it is only waited for, and done as long as it has not been recorded
 
 
 class Staging:
@@ -26,19 +28,21 @@ class Staging:
 
     def write(self, address: int, values: np.ndarray[Any, Any], stream: Stream) -> None:
         """Queue a copy of a C-contiguous array to the device; the array may be changed as soon as this returns."""
+        call, source = self._gpu.call, values.ctypes.data
         with self._lock:
-            if not self._pieces:
-                self._pieces = [self._new_piece() for _ in range(PIECES)]
-            source = values.ctypes.data
             for start in range(0, values.nbytes, CHUNK):
                 nbytes = min(CHUNK, values.nbytes - start)
-                piece, event = self._pieces[self._next]
-                self._next = (self._next + 1) % PIECES
-                self._gpu.call("cuEventSynchronize", event)
+                piece, event = self._free_piece()
                 ctypes.memmove(piece, source + start, nbytes)
-                self._gpu.call("cuMemcpyHtoDAsync", address + start, piece, nbytes, stream.handle)
-                self._gpu.call("cuEventRecord", event, stream.handle)
+                call("cuMemcpyHtoDAsync", address + start, piece, nbytes, stream.handle)
+                call("cuEventRecord", event, stream.handle)
 
-    def _new_piece(self) -> tuple[int, Any]:
-        address = int(self._gpu.call("cuMemHostAlloc", CHUNK, 0))
-        return address, self._gpu.call("cuEventCreate", 2)  # 2: without a time; such an event is done from the start
+    def _free_piece(self) -> tuple[int, Any]:
+        """The piece whose turn it is, after the device has fetched what was in it."""
+        call = self._gpu.call
+        if self._next == len(self._pieces):
+            self._pieces.append((int(call("cuMemHostAlloc", CHUNK, 0)), call("cuEventCreate", _NO_TIME)))
+        found = self._pieces[self._next]
+        self._next = (self._next + 1) % PIECES
+        call("cuEventSynchronize", found[1])
+        return found

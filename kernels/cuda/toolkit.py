@@ -7,6 +7,7 @@ NUMBA_ENABLE_CUDASIM=1 in the environment when Numba is first imported, `cuda` i
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,11 +19,13 @@ from staticgrad.kernels.kernel import Kernel
 
 INSTALL = "install the CUDA packages with: pip install 'staticgrad[cuda]'"
 
+if importlib.util.find_spec("numba_cuda") is None:  # Numba has an old numba.cuda of its own
+    raise DeviceError(f"cuda: numba-cuda is not installed; {INSTALL}")
 try:
     from numba import cuda
     from numba.core import config
-except ImportError as missing:  # pragma: no cover - the tests have it
-    raise DeviceError(f"cuda: numba-cuda is not installed; {INSTALL}") from missing
+except ImportError as error:
+    raise DeviceError(f"cuda: numba-cuda cannot be imported: {error}; {INSTALL}") from error
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
 OLDEST = (8, 0)  # the compute capability that kernels are written for, and tested from
@@ -53,20 +56,35 @@ def ptx_of(kernel: Kernel, capability: tuple[int, int]) -> str:
     bounds = namespace.get("launch_bounds")
     try:
         text, _ = cuda.compile_ptx(namespace["kernel"], pointers, cc=capability, launch_bounds=bounds)
-    except (cuda.CudaSupportError, OSError, RuntimeError) as error:
-        if "nvvm" in str(error).lower() or "libnvvm" in repr(error).lower() or isinstance(error, OSError):
-            raise DeviceError(f"cuda: the compiler library (libNVVM) cannot be used: {error}; {INSTALL}") from error
-        raise
+    except (ImportError, OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "nvvm" not in str(error).lower():
+            raise
+        raise DeviceError(f"cuda: the compiler library (libNVVM) cannot be used: {error}; {INSTALL}") from error
     (entry,) = re.findall(r"\.entry\s+(\w+)", text)
     return str(text).replace(entry, kernel.symbol)
 
 
-def linked(texts: Sequence[str], capability: tuple[int, int]) -> tuple[bytes, dict[str, Resources]]:
-    """The machine code of kernels for one kind of GPU, and what each of them takes."""
-    from cuda.bindings import nvjitlink
+def machine_code(kernels: Sequence[Kernel], capability: tuple[int, int]) -> bytes:
+    """The machine code of kernels for one kind of GPU; raises as `ptx_of` and `linked` do."""
+    return linked([ptx_of(kernel, capability) for kernel in kernels], capability)[0]
 
-    options = [f"-arch=sm_{capability[0]}{capability[1]}", "-verbose"]
-    handle = nvjitlink.create(len(options), options)
+
+def linked(texts: Sequence[str], capability: tuple[int, int]) -> tuple[bytes, dict[str, Resources]]:
+    """The machine code of kernels for one kind of GPU, and what each of them takes.
+
+    Raises:
+        DeviceError: the linker is missing, does not know this kind of GPU, or is older than the compiler.
+    """
+    arch = f"sm_{capability[0]}{capability[1]}"
+    options = [f"-arch={arch}", "-verbose"]
+    try:
+        from cuda.bindings import nvjitlink
+
+        handle = nvjitlink.create(len(options), options)
+    except Exception as error:  # the loader of the library has errors of its own
+        raise DeviceError(
+            f"cuda: the linker (nvJitLink) cannot be used for {arch}: {error}; {INSTALL}, in their newest versions"
+        ) from error
     try:
         for number, text in enumerate(texts):
             data = text.encode()
@@ -79,7 +97,11 @@ def linked(texts: Sequence[str], capability: tuple[int, int]) -> tuple[bytes, di
     except nvjitlink.nvJitLinkError as error:
         log = bytearray(nvjitlink.get_error_log_size(handle))
         nvjitlink.get_error_log(handle, log)
-        raise DeviceError(f"cuda: the kernels cannot be linked: {log.decode(errors='replace').strip()}") from error
+        said = log.rstrip(b"\0").decode(errors="replace").strip()
+        raise DeviceError(
+            f"cuda: the kernels cannot be linked for {arch}: {said}; made by {versions()}: install packages of one "
+            "CUDA version"
+        ) from error
     finally:
         nvjitlink.destroy(handle)
     return bytes(code), _resources(log.decode(errors="replace"))
@@ -106,8 +128,10 @@ def driver() -> Any:
     Raises:
         DeviceError: the driver is missing or cannot be used.
     """
-    from cuda.bindings import driver as found
-
+    try:
+        from cuda.bindings import driver as found
+    except ImportError as error:
+        raise DeviceError(f"cuda: cuda-bindings cannot be imported: {error}; {INSTALL}") from error
     try:
         (code,) = found.cuInit(0)
     except Exception as error:  # the loader of the driver's library has errors of its own
@@ -135,4 +159,4 @@ def versions() -> str:
     return "/".join(found)
 
 
-__all__ = ["OLDEST", "SIMULATED", "Resources", "cuda", "driver", "linked", "ptx_of", "versions"]
+__all__ = ["OLDEST", "SIMULATED", "Resources", "cuda", "driver", "linked", "machine_code", "ptx_of", "versions"]

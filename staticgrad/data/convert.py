@@ -16,7 +16,7 @@ def to_array(value: Tensor | npt.ArrayLike) -> npt.NDArray[Any]:
     from staticgrad.tensor import Tensor
 
     if isinstance(value, Tensor):
-        return np.asarray(value.detach().numpy())
+        return np.asarray(value.detach().to("cpu").numpy())
     return np.asarray(value)
 
 

@@ -13,7 +13,7 @@ from staticgrad._context import context
 from staticgrad.autograd.hooks import RemovableHandle
 from staticgrad.capture_state import watch
 from staticgrad.graph.errors import DTypeError
-from staticgrad.kernels.device import find_device
+from staticgrad.kernels.device import find_device, names_device
 from staticgrad.nn.parameter import Parameter, convert_in_place
 from staticgrad.nn.state import IncompatibleKeys, collect_state, load_state
 from staticgrad.operands import check_dtype
@@ -335,7 +335,7 @@ class Module:
             DeviceError: the device does not exist.
         """
         for target in targets:
-            if isinstance(target, str) and target.split(":")[0] in ("cpu", "cuda"):
+            if names_device(target):
                 device = target
             else:
                 dtype = target

@@ -279,7 +279,7 @@ def test_check_compares_a_gpu_with_the_reference() -> None:
     np.testing.assert_allclose(host(checked(x)), host(sg.softmax(layer.to("cpu")(sg.asarray(x)), axis=-1)), rtol=1e-5)
 
 
-def test_run_and_compare_take_a_gpu() -> None:
+def test_run_profile_and_compare_take_a_gpu() -> None:
     layer = nn.Linear(3, 1)
     opt = optim.SGD(layer.parameters(), lr=0.1)
 
@@ -291,9 +291,18 @@ def test_run_and_compare_take_a_gpu() -> None:
         return loss
 
     x = np.random.default_rng(0).standard_normal((8, 3)).astype(np.float32)
-    losses = sg.compile(step, device="cuda").run((x,), batch_size=4, epochs=2)
+    train = sg.compile(step, device="cuda")
+    losses = train.run((x,), batch_size=4, epochs=2)
     assert losses.shape == (4,)
     assert losses[-1] < losses[0]
+    before = host(layer.weight)
+    profile = train.profile(x[:4], repeat=1)
+    assert len(profile.rows) >= len(train.plan.groups)
+    assert all(row.seconds > 0 for row in profile.rows[: len(train.plan.groups)])
+    comparison = sg.compare(train, x[:4], repeat=1)
+    assert max(difference.relative for difference in comparison.differences) < 1e-5
+    assert comparison.memory.dynamic_peak > 0
+    np.testing.assert_array_equal(host(layer.weight), before)
 
 
 # ---------------------------------------------------------------- sg.cuda
@@ -319,3 +328,65 @@ def test_what_sg_cuda_tells() -> None:
     assert y.tolist() == [2.0, 2.0, 2.0]
     with pytest.raises(DeviceError, match="cuda: needs a GPU, such as 'cuda:0'; got 'cpu'"):
         sg.cuda.synchronize("cpu")
+
+
+# ---------------------------------------------------------------- calls that are written out
+
+
+def test_calls_keep_what_they_gave_and_see_what_has_changed() -> None:
+    layer = nn.Linear(3, 2)
+    opt = optim.SGD(layer.parameters(), lr=0.5)
+
+    def step(x: Any) -> Any:
+        loss = (layer(x) ** 2).sum()
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
+        return loss
+
+    sg.random.manual_seed(0)
+    here = copy.deepcopy(layer), []
+    train = sg.compile(step, device="cuda")
+    x = np.ones((4, 3), np.float32)
+    losses = []
+    for turn in range(6):
+        x[:] = turn / 8  # the call before has taken its copy
+        opt.param_groups[0]["lr"] = 0.1 / (1 + turn)
+        losses.append(train(x))
+    assert train.last.bound_calls > 0
+    layer.load_state_dict(here[0].state_dict())
+    layer.to("cpu")
+    for turn in range(6):
+        opt.param_groups[0]["lr"] = 0.1 / (1 + turn)
+        here[1].append(step(np.full((4, 3), turn / 8, np.float32)).item())
+    np.testing.assert_allclose([loss.item() for loss in losses], here[1], rtol=1e-4, atol=1e-6)
+
+
+def test_written_out_calls_report_indices_and_follow_replaced_state() -> None:
+    table = nn.Embedding(4, 2)
+    look_up = sg.compile(lambda rows: table.weight.detach()[rows] * 2.0, device="cuda")
+    rows = np.array([0, 1, 3])
+    for _ in range(3):
+        first = look_up(rows)
+    with pytest.raises(IndexError, match="got 4"):
+        look_up(np.array([0, 1, 4]))
+    table.load_state_dict({"weight": np.arange(8, dtype=np.float32).reshape(4, 2)})
+    table.to("cpu").to("cuda")
+    for _ in range(3):
+        np.testing.assert_array_equal(host(look_up(rows)), [[0, 2], [4, 6], [12, 14]])
+    assert host(first).shape == (3, 2)
+    assert look_up.last.bound_calls > 2
+
+
+def test_an_argument_that_is_state_is_read_before_it_is_written() -> None:
+    held = sg.zeros(4, device="cuda")
+
+    def swap(x: Any) -> Any:
+        before = held * 1.0
+        held.copy_(x + 1.0)
+        return before
+
+    step = sg.compile(swap)
+    for turn in range(4):
+        np.testing.assert_array_equal(host(step(held)), np.full(4, float(turn)))
+    np.testing.assert_array_equal(host(held), np.full(4, 4.0))
