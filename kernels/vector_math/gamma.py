@@ -127,6 +127,8 @@ def lgamma(x: Any) -> Any:
     if value > 0.0 or a != a:
         return cast_like(_lgamma_of_positive(a), x)
     sine = abs(sin(pi * (a - round(a))))
+    if sine == 0.0:  # not left to the next line: what it subtracts overflows for the largest numbers
+        return cast_like(inf, x)
     return cast_like(log(pi / (a * sine)) - _lgamma_of_positive(a), x)
 
 

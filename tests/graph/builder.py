@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from hypothesis import strategies as st
 
 from staticgrad.graph.location import UNKNOWN, Location
 from staticgrad.graph.node import Graph, Node
 from staticgrad.graph.op import registry
 from staticgrad.graph.ops.leaf import Value
+
+if TYPE_CHECKING:
+    from hypothesis import strategies
 
 SPECIAL = (0.0, -0.0, 1.0, -1.0, 0.5, 2.0, 1e-40, 3e38, np.inf, -np.inf, np.nan)
 
@@ -111,11 +113,13 @@ class Choice:
 EVERYTHING = Choice()
 
 
-def graphs(choice: Choice = EVERYTHING, steps: int = 40) -> st.SearchStrategy[Graph]:
+def graphs(choice: Choice = EVERYTHING, steps: int = 40) -> strategies.SearchStrategy[Graph]:
     """Random graphs of one dtype and up to three small axes, with views, reductions, products and updates.
 
     Hypothesis draws the seed and the number of steps, some of which make two nodes or none.
     """
+    from hypothesis import strategies as st  # here: a machine with a GPU may lack it, and uses the rest of this file
+
     return st.builds(random_graph, st.integers(0, 2**32), st.integers(steps // 4, steps), st.just(choice))
 
 

@@ -203,7 +203,7 @@ def test_gamma(name: str, dtype: Any) -> None:
     pieces = [(0.01, 0.9), (1.6, 2.6), (2.6, 30), (30, 1e4), (-0.4, -0.1), (-4.4, -4.2)]
     x = np.concatenate([np.linspace(*piece, 100) for piece in pieces]).astype(dtype)
     assert ulp_error(compiled(name, x), reference(name, x)).max() <= 5
-    poles = np.array([0.0, np.inf, np.nan, -1, -2, 1e-30], dtype)
+    poles = np.array([0.0, np.inf, np.nan, -1, -2, 1e-30, -1e30, np.finfo(dtype).min], dtype)
     with np.errstate(all="ignore"):
         want = getattr(numpy_math, name)(poles.astype(np.float64)).astype(np.longdouble)
     assert ulp_error(compiled(name, poles), want).max() <= 2
