@@ -26,8 +26,38 @@ NEAR_ROOTS = {"lgamma": 16.0, "digamma": 16.0}
 LESS_ACCURATE = {"pow": 8.0, "gelu": 8.0, "erfc": 8.0}
 # One IEEE operation, or none: equal bits.
 EXACT = frozenset(
-    "abs add ceil copysign div equal floor floor_divide fmod greater greater_equal isfinite isinf isnan less "
-    "less_equal maximum minimum mul neg not_equal reciprocal remainder round select sign sqrt square sub trunc".split()
+    [
+        "abs",
+        "add",
+        "ceil",
+        "copysign",
+        "div",
+        "equal",
+        "floor",
+        "floor_divide",
+        "fmod",
+        "greater",
+        "greater_equal",
+        "isfinite",
+        "isinf",
+        "isnan",
+        "less",
+        "less_equal",
+        "maximum",
+        "minimum",
+        "mul",
+        "neg",
+        "not_equal",
+        "reciprocal",
+        "remainder",
+        "round",
+        "select",
+        "sign",
+        "sqrt",
+        "square",
+        "sub",
+        "trunc",
+    ]
 )
 
 
