@@ -1,4 +1,4 @@
-"""Every op on the GPU against the CPU's program, in float32 and float64, with every special value; and random graphs."""
+"""Every op on the GPU against the CPU's program, in float32 and float64, with special values; and random graphs."""
 
 from __future__ import annotations
 
