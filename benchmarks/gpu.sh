@@ -61,8 +61,9 @@ except ModuleNotFoundError as error:
     sys.exit(f"staticgrad cannot be imported: {error.name} is not installed")
 print("staticgrad", staticgrad.__file__)
 '
-# Warnings of other versions of the packages than those the tests were written with are no failures.
-part "tests" "$TEST_SECONDS" gpu_tests.txt \
+# A real GPU rather than Numba's simulator, which tests/conftest.py asks for otherwise. Warnings of other versions of the
+# packages than those the tests were written with are no failures.
+part "tests" "$TEST_SECONDS" gpu_tests.txt env NUMBA_ENABLE_CUDASIM=0 \
     "$PYTHON" -m pytest tests/cuda -q -W default -p no:cacheprovider -o faulthandler_timeout=$((TEST_SECONDS * 2 / 3))
 part "benchmarks" "$BENCHMARK_SECONDS" gpu_benchmarks.txt \
     "$PYTHON" -m benchmarks --device cuda --seconds $((BENCHMARK_SECONDS * 9 / 10)) --out "$OUT/cuda.json" "$@"

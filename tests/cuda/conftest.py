@@ -8,25 +8,42 @@ the tests themselves are right.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from gpu_sizes import SIMULATED
 
 import staticgrad as sg
-from staticgrad.kernels.device import find_device
+from staticgrad.kernels.device import find_device, forget
 
 
 @pytest.fixture(scope="session", autouse=True)
-def hardware() -> Any:
-    """The GPU that all tests use."""
-    why = sg.cuda.why_unavailable()
-    if why:
-        pytest.skip(why)
-    from staticgrad.kernels.cuda import toolkit
+def hardware() -> Iterator[Any]:
+    """The GPU that all tests use; in the simulator one on a stand-in of NVIDIA's driver, which must find no fault."""
+    with pytest.MonkeyPatch.context() as patch:
+        driver = _simulated(patch) if SIMULATED else None
+        why = sg.cuda.why_unavailable()
+        if why:
+            pytest.skip(why)
+        from staticgrad.kernels.cuda import toolkit
 
-    if toolkit.SIMULATED and not SIMULATED:
-        pytest.skip("the GPU is Numba's simulator; NUMBA_ENABLE_CUDASIM=0 asks for a real one")
-    if SIMULATED and not toolkit.SIMULATED:
-        pytest.skip("STATICGRAD_CUDA_TESTS=simulator needs NUMBA_ENABLE_CUDASIM=1")
-    return find_device("cuda").hardware  # type: ignore[attr-defined]
+        if toolkit.SIMULATED and not SIMULATED:
+            pytest.skip("the GPU is Numba's simulator; NUMBA_ENABLE_CUDASIM=0 asks for a real one")
+        yield find_device("cuda").hardware  # type: ignore[attr-defined]
+        sg.cuda.synchronize()
+        forget("cuda:0")
+        if driver is not None:
+            assert not driver.faults
+
+
+def _simulated(patch: pytest.MonkeyPatch) -> Any:
+    """Have "cuda" be played; the driver that plays it."""
+    from fake_driver import FakeDriver, open_gpu
+
+    from staticgrad.kernels.cuda import device as cuda_device
+
+    driver = FakeDriver()
+    patch.setattr(cuda_device, "_open", lambda ordinal: open_gpu(driver, ordinal))
+    forget("cuda:0")
+    return driver

@@ -6,9 +6,11 @@ waited for another one finds what the other has not written yet, or memory that 
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -166,7 +168,7 @@ class Context:
 
     def complete(self, stream: Stream, enough: Callable[[], bool] = lambda: False) -> None:
         """Do the work of a stream, up to its end or until `enough` has been done."""
-        with self._running:
+        with self._running, _no_garbage():
             while stream.work and not self.error and not enough():
                 one = stream.work[0]
                 try:
@@ -194,6 +196,18 @@ class Context:
     def check(self) -> None:
         if self.error:
             raise RefusedError(self.error)
+
+
+@contextmanager
+def _no_garbage() -> Iterator[None]:
+    """Collect none while work is done: what goes then may wait for the device, here in the middle of a kernel."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 @lru_cache(1024)
