@@ -17,7 +17,6 @@ BENCHMARK_SECONDS=${BENCHMARK_SECONDS:-390}
 mkdir -p "$OUT" || exit 1
 
 # staticgrad is imported from the checkout, which comes before any other that is installed.
-export NUMBA_ENABLE_CUDASIM=0  # the GPU itself, not its simulator
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 failed=0
 

@@ -15,10 +15,8 @@ import staticgrad as sg
 from staticgrad import nn, optim
 
 BY_NAME = {model.name: model for model in MODELS}
-LARGE = Model(
-    "large",
-    lambda: trial(mlp(*SIZES.layers), cross_entropy, momentum, labels((SIZES.batch, SIZES.layers[0]), SIZES.layers[-1])),
-)
+BATCHES = labels((SIZES.batch, SIZES.layers[0]), SIZES.layers[-1])
+LARGE = Model("large", lambda: trial(mlp(*SIZES.layers), cross_entropy, momentum, BATCHES))
 
 
 @pytest.mark.parametrize("model", [*MODELS[:: SIZES.models], LARGE], ids=lambda model: model.name)
