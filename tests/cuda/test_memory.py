@@ -197,12 +197,12 @@ def test_memory_is_filled_to_the_last_and_used_again(limit: int) -> None:
     device = find_device("cuda")
     piece, arrays = limit // 8, []
 
-    def fill() -> None:
-        while len(arrays) < 9:
-            arrays.append(device.empty((piece,), np.dtype(np.uint8)))
+    def fill(found: list[Any]) -> None:
+        while len(found) < 9:
+            found.append(device.empty((piece,), np.dtype(np.uint8)))
 
     with pytest.raises(OutOfMemoryError):
-        fill()
+        fill(arrays)
     assert len(arrays) >= 4
     cycle: list[Any] = [arrays]
     cycle.append(cycle)
