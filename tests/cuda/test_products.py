@@ -80,28 +80,23 @@ def test_a_product_that_updates_what_it_is_read_beside(m: int, k: int, n: int) -
     check_all_same(run(program, [x, g, w]), [total, x, g, moved])
 
 
-@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
-def test_special_values_reach_their_row_and_column_only(value: float) -> None:
-    m, k, n = SIZES.joined[0]
-    x, y = normal((m, k), (k, n))
-    x[m // 2, k - 1] = value
-    b = Builder()
-    graph = b.graph(b("matmul", b.argument(x.shape), b.argument(y.shape)))
-    (found,) = runs_alike(graph, [x, y])
-    assert not np.isfinite(found[m // 2]).any()
-    assert np.isfinite(np.delete(found, m // 2, axis=0)).all()
-
-
-def test_whole_numbers_are_exact() -> None:
+def test_whole_numbers_are_exact_and_special_values_reach_their_row_only() -> None:
     m, k, n = SIZES.joined[0]
     generator = np.random.default_rng(0)
     x, y = (generator.integers(-50, 50, shape).astype(np.float32) for shape in ((m, k), (k, n)))
     b = Builder()
-    graph = b.graph(b("matmul", b.argument(x.shape), b.argument(y.shape)))
-    np.testing.assert_array_equal(runs_alike(graph, [x, y])[0], x.astype(np.float64) @ y.astype(np.float64))
+    program = program_of(rewrite(b.graph(b("matmul", b.argument(x.shape), b.argument(y.shape)))))
+    wanted = x.astype(np.float64) @ y.astype(np.float64)
+    np.testing.assert_array_equal(run(program, [x, y])[0], wanted)
+    y[y == 0] = 1  # infinity times zero would be NaN
+    wanted = x.astype(np.float64) @ y.astype(np.float64)
+    for value in (np.inf, -np.inf, np.nan):
+        x[m // 2, k - 1] = value
+        wanted[m // 2] = value * y[k - 1]
+        np.testing.assert_array_equal(run(program, [x, y])[0], wanted)
 
 
-@pytest.mark.parametrize(("m", "k", "n"), SIZES.joined)
+@pytest.mark.parametrize(("m", "k", "n"), SIZES.joined[1:])
 def test_products_of_views(m: int, k: int, n: int) -> None:
     """Halves of one array multiplied, and a permuted one: operands that do not begin where their memory does."""
     (both,) = normal((2 * m, k))

@@ -16,6 +16,10 @@ from fake_driver import FakeDriver
 from staticgrad.kernels.cuda import calls
 
 SOURCES = Path(calls.__file__).parent
+# With which a library's products become nodes of a graph: `test_product_nodes` has a driver that writes them down.
+CAPTURING = {
+    "cuStreamBeginCapture", "cuStreamEndCapture", "cuGraphAddChildGraphNode", "cuGraphExecChildGraphNodeSetParams",
+}  # fmt: skip
 
 
 def real_arguments(name: str) -> list[str]:
@@ -52,7 +56,7 @@ def test_every_function_that_is_called_is_there_and_stood_in_for() -> None:
     names = set(called())
     assert len(names) > 30
     assert {name for name in names if not hasattr(real, name)} == set()
-    assert names - RESULTS.keys() == set()
+    assert names - RESULTS.keys() == CAPTURING
 
 
 def test_the_errors_after_which_a_process_must_start_anew_are_those_of_the_manual() -> None:
