@@ -76,7 +76,7 @@ def test_a_training_gives_its_memory_back_and_takes_no_more_from_step_to_step() 
 
 def test_ops_one_by_one_give_their_memory_back() -> None:
     def work() -> None:
-        sizes = SIZES.layers
+        sizes = SIZES.layers[0], SIZES.layers[-1]
         on_gpu = mlp(*sizes).to("cuda")  # before its optimizer is made, whose state lies where the parameters do
         made = trial(on_gpu, cross_entropy, momentum, labels((SIZES.batch, sizes[0]), sizes[-1]))
         for number in range(2):

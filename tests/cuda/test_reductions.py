@@ -62,9 +62,8 @@ def test_totals_of_everything(dtype: str) -> None:
     check_all_same(runs_alike(graph, [values]), by_reference(graph, [values])[: len(names)])
 
 
-@pytest.mark.parametrize("name", ["max", "min", "prod", "sum"])
 @pytest.mark.parametrize("axis", [(0,), (1,), (0, 1)])
-def test_special_values_go_through(name: str, axis: tuple[int, ...]) -> None:
+def test_special_values_go_through(axis: tuple[int, ...]) -> None:
     """One NaN or infinity in an otherwise plain column or row."""
     rows, columns = SIZES.matrix
     values = np.ones((rows, columns), np.float32)
@@ -73,10 +72,11 @@ def test_special_values_go_through(name: str, axis: tuple[int, ...]) -> None:
     values[0, 1], values[1, 1] = np.inf, -np.inf
     values[2, 0] = -0.0
     b = Builder()
-    graph = b.graph(b(name, b.argument(values.shape), axis=axis))
+    x = b.argument(values.shape)
+    graph = b.graph(*(b(name, x, axis=axis) for name in ("max", "min", "prod", "sum")))
     with np.errstate(invalid="ignore"):
-        wanted = by_reference(graph, [values])[0]
-    check_same(runs_alike(graph, [values])[0], wanted)
+        wanted = by_reference(graph, [values])[:4]
+    check_all_same(runs_alike(graph, [values]), wanted)
 
 
 @pytest.mark.parametrize("axis", [(0,), (1,), (2,), (0, 2), (1, 2), (0, 1)])
