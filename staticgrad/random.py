@@ -39,9 +39,15 @@ class Generator:
 
     def manual_seed(self, seed: int) -> Generator:
         """Start the stream of `seed` from its beginning."""
-        with no_grad():
-            self.state.copy_(np.array([seed % 2**64, 0], np.uint64))
+        self.set_state(np.array([seed % 2**64, 0], np.uint64))
         return self
+
+    def set_state(self, words: Array) -> None:
+        """Continue from a key and a counter."""
+        if context.capture is None and not find_device("cpu").holds(self.state._value):  # which may be lost with its GPU
+            self.state._value = np.empty(2, _WORD)
+        with no_grad():
+            self.state.copy_(words)
 
     def bits(self, count: int) -> Tensor:
         """`count` words of 64 random bits (uint64), and the counter moved on."""
@@ -82,8 +88,7 @@ def set_state(state: Any) -> None:
     array = np.asarray(state)
     if array.shape != (2,) or array.dtype != np.uint64:
         raise ShapeError(f"set_state: a state is two uint64 words; got {array.dtype}{list(array.shape)}")
-    with no_grad():
-        default_generator.state.copy_(array)
+    default_generator.set_state(array)
 
 
 def _floating(name: str, dtype: Any) -> np.dtype[Any]:

@@ -9,7 +9,7 @@ import numpy as np
 from staticgrad._context import context
 from staticgrad.autograd.modes import no_grad
 from staticgrad.binding import bind
-from staticgrad.graph.errors import DerivativeError, ShapeError
+from staticgrad.graph.errors import DerivativeError, DeviceError, ShapeError
 from staticgrad.graph.node import Node
 from staticgrad.graph.ops import arithmetic
 from staticgrad.graph.ops.shape import broadcast_to
@@ -39,6 +39,8 @@ def write(tensor: Tensor, source: Any) -> None:
         _check_fits(tensor, new.shape)
     try:
         device_of(value).assign(value, new)
+    except DeviceError:  # a ValueError too, but of a GPU that cannot be used
+        raise
     except ValueError as error:
         raise ValueError(
             f"copy_: the tensor ({tensor.spec}) is a broadcast view or shares a read-only array (on a GPU any "

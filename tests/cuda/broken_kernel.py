@@ -42,7 +42,7 @@ def play_the_gpu() -> None:
 def trained(device: str) -> float:
     """The loss after some steps."""
     sg.random.manual_seed(0)
-    layer = sg.nn.Linear(20, 3)
+    layer = sg.nn.Sequential(sg.nn.Linear(20, 3), sg.nn.Dropout(0.5))  # the random state goes to the GPU too
     optimizer = sg.optim.SGD(layer.parameters(), lr=0.1)
 
     def step(x: sg.Tensor) -> sg.Tensor:

@@ -15,6 +15,7 @@ import pytest
 from gpu_sizes import SIMULATED
 
 import staticgrad as sg
+from staticgrad.graph.errors import DeviceError
 from staticgrad.kernels.device import find_device, forget
 
 
@@ -35,6 +36,17 @@ def hardware() -> Iterator[Any]:
         forget("cuda:0")
         if driver is not None:
             assert not driver.faults
+
+
+@pytest.fixture(autouse=True)
+def a_failure_stays_with_its_test(hardware: Any) -> Iterator[None]:
+    """Begin anew with a GPU that a test has left unusable, so that the tests after it tell something too."""
+    yield
+    try:
+        sg.cuda.synchronize()
+    except DeviceError as error:
+        sg.cuda.reset()
+        pytest.fail(f"the GPU has failed: {error}")
 
 
 def _simulated(patch: pytest.MonkeyPatch) -> Any:
