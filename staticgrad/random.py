@@ -44,8 +44,8 @@ class Generator:
 
     def set_state(self, words: Array) -> None:
         """Continue from a key and a counter."""
-        if context.capture is None and not find_device("cpu").holds(self.state._value):  # which may be lost with its GPU
-            self.state._value = np.empty(2, _WORD)
+        if context.capture is None and not find_device("cpu").holds(self.state._value):
+            self.state._value = np.empty(2, _WORD)  # what there was may be lost, with a GPU that has failed
         with no_grad():
             self.state.copy_(words)
 
