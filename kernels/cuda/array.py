@@ -25,7 +25,7 @@ class Buffer:
         self.hardware = hardware
         self.nbytes = nbytes
         self.stream: Any = hardware.stream  # the stream that used it last
-        self.address = hardware.allocate(nbytes) if nbytes else 0
+        self.address = hardware.allocate(nbytes, self.stream) if nbytes else 0
 
     def __del__(self) -> None:
         if getattr(self, "address", 0):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from staticgrad.graph.timeline import stage
 from staticgrad.kernels.cache import DiskCache, content_key
 from staticgrad.kernels.cpu.table import ERROR_WORDS, STATUS_BYTES, Table
 from staticgrad.kernels.cuda.array import Array, Buffer, DeviceArray
-from staticgrad.kernels.cuda.hardware import Bound, BoundLaunch, Hardware
+from staticgrad.kernels.cuda.hardware import Bound, BoundLaunch, Hardware, Start
 from staticgrad.kernels.cuda.library import BoundProduct, ProductCall
 from staticgrad.kernels.cuda.product_choice import ProductChoice
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 _MAGIC = b"SGCUDAPR"
 _LENGTH = struct.Struct("<Q")
 APART = 256  # bytes: arrays begin at multiples of it
+FEW = 4  # launches that are started one by one as quickly as a graph with new addresses
 
 
 def compile_graph(
@@ -155,6 +156,30 @@ class Program:
         self._failures[threading.get_ident()] = self._report.tolist()
         self.hardware.write(self._entries[0], np.zeros(STATUS_BYTES // 8, np.int64))
         return True
+
+    def single_launches(self) -> list[SingleLaunch] | None:
+        """Its launches, to be started one by one by somebody else; None where a run is more than a few of them."""
+        facts = self._facts
+        if facts["errors"] or facts["constants"] or len(facts["steps"]) > FEW:
+            return None
+        if any(product is not None for *_, product in facts["steps"]):
+            return None
+        from staticgrad.kernels.cuda.compiler import kernels_of
+
+        kernels = kernels_of(facts)
+        functions = self.hardware.load(self._code, kernels)
+        found = []
+        for symbol, addresses, grid, block, _ in facts["steps"]:
+            where = [
+                (0, self._arena + offset) if entry is None else (entry, offset) for entry, offset in addresses
+            ]
+            found.append(SingleLaunch(self.hardware.starter(functions[symbol], kernels[symbol], block), grid, where))
+        return found
+
+    @property
+    def works_in(self) -> list[Buffer]:
+        """The memory that runs share; empty where they have none but their arrays."""
+        return [self._memory] if self.arena_bytes or self._facts["own"] else []
 
     @contextmanager
     def timed(self) -> Iterator[list[float]]:
@@ -343,6 +368,19 @@ class Program:
         if identity != hardware.identity:
             raise ValueError(f"program: compiled for {identity}; this is {hardware.identity}")
         return cls(graph if graph is not None else from_json(stored), facts, data[end:], hardware)
+
+
+class SingleLaunch(NamedTuple):
+    """One launch of a program by itself.
+
+    Attributes:
+        addresses: for each argument the number of an array, inputs and then outputs counted from 1, and an offset; 0
+            and an address in the program's memory.
+    """
+
+    start: Start
+    grid: int
+    addresses: list[tuple[int, int]]
 
 
 class Workspace:

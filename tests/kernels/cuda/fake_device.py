@@ -89,6 +89,7 @@ class Launch:
     addresses: tuple[int, ...]
     grid: int
     block: int
+    values: tuple[Any, ...] = ()  # the numbers behind the addresses
 
 
 class Context:
@@ -160,10 +161,11 @@ class Context:
 
     def launch(self, one: Launch) -> None:
         """Run one launch now."""
+        kernel = one.function.kernel
         for address in one.addresses:
             self.bytes_at(address, 0)
         simulator.launch(
-            _built(one.function.kernel), one.function.kernel.dtypes, self.memory, one.addresses, one.grid, one.block
+            _built(kernel), kernel.dtypes, self.memory, one.addresses, one.grid, one.block, one.values
         )
 
     def complete(self, stream: Stream, enough: Callable[[], bool] = lambda: False) -> None:
