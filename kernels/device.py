@@ -179,15 +179,20 @@ def common_device(name: str, values: Sequence[Array]) -> Device:
     Raises:
         DeviceError: the operands live on different devices.
     """
-    names = dict.fromkeys(value.device for value in values)
-    if len(names) > 1:
-        names = dict.fromkeys(value.device for value in values if value.shape or value.device != "cpu")
-    if len(names) > 1:
-        listed = ", ".join(f"{value.dtype}{list(value.shape)} on {value.device}" for value in values)
-        raise DeviceError(
-            f"{name}: operands must live on one device; got {listed}; move one with .to({next(iter(names))!r})"
-        )
-    return find_device(next(iter(names), "cpu"))
+    found = "cpu"
+    settled = False  # whether an operand says so that is no number
+    for value in values:
+        device = value.device
+        if value.shape or device != "cpu":
+            if settled and device != found:
+                raise _on_several(name, values, found)
+            found, settled = device, True
+    return _devices.get(found) or find_device(found)
+
+
+def _on_several(name: str, values: Sequence[Array], first: str) -> DeviceError:
+    listed = ", ".join(f"{value.dtype}{list(value.shape)} on {value.device}" for value in values)
+    return DeviceError(f"{name}: operands must live on one device; got {listed}; move one with .to({first!r})")
 
 
 def forget(name: str) -> None:

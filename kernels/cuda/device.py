@@ -71,20 +71,25 @@ class CUDA(Device):
         target.assign(source)
 
     def run(self, op: Op, values: Sequence[Array], attributes: Mapping[str, Any], dtype: DType) -> DeviceArray:
-        key: list[Any] = [op]
-        for value in values:
-            key += (type(value), value.dtype, value.shape)
+        key: tuple[Any, ...]
+        if len(values) == 2:
+            x, y = values
+            key = (op, type(x), x.dtype, x.shape, type(y), y.dtype, y.shape)
+        elif len(values) == 1:
+            (x,) = values
+            key = (op, type(x), x.dtype, x.shape)
+        else:
+            key = (op, *[part for value in values for part in (type(value), value.dtype, value.shape)])
         if attributes:
-            key += _hashable(attributes)
+            key = (*key, *attributes.items(), *map(type, attributes.values()))  # 1 and 1.0 and True are told apart
         if op.name == "matmul":
-            key.append(precision.current())
-        whole_key = tuple(key)
-        operation = self._operations.get(whole_key)
+            key = (*key, precision.current())
+        operation = self._operations.get(key)
         if operation is None:
             operation = self._new_operation(op, values, attributes)
             if len(self._operations) >= KEPT_OPS:
                 self._operations.clear()
-            self._operations[whole_key] = operation
+            self._operations[key] = operation
         return operation(values)
 
     def contiguous(self, array: Array) -> Array:
@@ -127,7 +132,7 @@ class CUDA(Device):
         """What runs an op on operands of the types that these have."""
         if op.name == "reshape":  # the one view whose elements lie as they did
             shape = op.infer([Spec(value.shape, value.dtype) for value in values], attributes).shape
-            return lambda values: self.place(values[0]).reshaped(shape)
+            return lambda values: values[0].reshaped(shape)
         types = [(value.shape, value.dtype, not isinstance(value, DeviceArray)) for value in values]
         if op.kind == "elementwise" or op.name == "broadcast_to":
             found = self._elementwise.operation(op, types, attributes)
@@ -138,11 +143,6 @@ class CUDA(Device):
         program = compile_graph(graph, self.hardware, cache=default_cache())
         numbers = any(number for *_, number in types)
         return program_operation(self.hardware, program, numbers=numbers, writable=op.kind != "view")
-
-
-def _hashable(attributes: Mapping[str, Any]) -> tuple[tuple[str, Any, type], ...]:
-    """Attributes as part of a key; 1 and 1.0 and True are told apart."""
-    return tuple((name, value, type(value)) for name, value in attributes.items())
 
 
 def _open(ordinal: int) -> Hardware:

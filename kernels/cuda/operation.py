@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from staticgrad.graph.node import DType, Shape, Spec
 from staticgrad.graph.op import Op
@@ -56,10 +56,12 @@ class ElementwiseOps:
         extents = [extent for one in found if one is not None for extent in one[1]]
         narrow = is_narrow(count) or not extents
         what = AnyLength(op, tuple(dtype for _, dtype, _ in types), ways, tuple(attributes.items()), narrow)
-        start = self._starter(what) if count else None
+        if not count:
+            return lambda values: DeviceArray.empty(self.hardware, spec.shape, spec.dtype)
         grid = blocks_for(-(-count // lanes), self.hardware.target.block, 2**20)
         numbers = [position for position, way in enumerate(ways) if way.kind == "number"]
-        return _elementwise(self.hardware, spec, start, grid, (count, *extents), numbers, writable=not view)
+        launch = Launching(self._starter(what), grid, (count, *extents))
+        return _elementwise(self.hardware, spec, launch, len(ways), numbers, writable=not view)
 
     def _compiled(self, what: AnyLength) -> Start:
         kernel = what.kernel(self.hardware.target)
@@ -67,35 +69,41 @@ class ElementwiseOps:
         return self.hardware.starter(functions[kernel.symbol], kernel, self.hardware.target.block)
 
 
+class Launching(NamedTuple):
+    """A launch of a kernel for any length: its blocks, and the numbers that go with the operands' shapes."""
+
+    start: Start
+    grid: int
+    extents: tuple[int, ...]
+
+
 def _elementwise(
-    hardware: Hardware,
-    spec: Spec,
-    start: Start | None,
-    grid: int,
-    extents: tuple[int, ...],
-    numbers: Sequence[int],
-    *,
-    writable: bool,
+    hardware: Hardware, spec: Spec, launch: Launching, count: int, numbers: Sequence[int], *, writable: bool
 ) -> Operation:
-    """One launch on the operands that have addresses, with the values of those at the positions `numbers`."""
-    shape, dtype = spec.shape, spec.dtype
-    nbytes = prod(shape) * dtype.itemsize
+    """One launch on the addresses of `count` operands, and on the values of those at the positions `numbers`."""
+    start, grid, extents = launch
+    arrays = [position for position in range(count) if position not in numbers]
+    shape, dtype, nbytes = spec.shape, spec.dtype, prod(spec.shape) * spec.dtype.itemsize
 
     def run(values: Sequence[Any]) -> DeviceArray:
         buffer = Buffer(hardware, nbytes)
-        if start is not None:
-            given = extents
-            if numbers:
-                given = (*extents, *[values[position].item() for position in numbers])
-                values = [value for position, value in enumerate(values) if position not in numbers]
-            if hardware.several:
-                hardware.use([*[value.buffer for value in values], buffer])
-            start(buffer.stream, grid, (*[value.address for value in values], buffer.address, *given))
+        if hardware.several:
+            hardware.use([*[value.buffer for value in values], buffer])
+        start(buffer.stream, grid, (*[value.address for value in values], buffer.address, *extents))
         made = DeviceArray(buffer, shape, dtype)
         made.writable = writable
         return made
 
-    return run
+    def run_with_numbers(values: Sequence[Any]) -> DeviceArray:
+        buffer = Buffer(hardware, nbytes)
+        if hardware.several:
+            hardware.use([*[values[position].buffer for position in arrays], buffer])
+        addresses = [values[position].address for position in arrays]
+        given = [values[position].item() for position in numbers]
+        start(buffer.stream, grid, (*addresses, buffer.address, *extents, *given))
+        return DeviceArray(buffer, shape, dtype)
+
+    return run_with_numbers if numbers else run
 
 
 def program_operation(hardware: Hardware, program: Program, *, numbers: bool, writable: bool) -> Operation:
@@ -107,44 +115,33 @@ def program_operation(hardware: Hardware, program: Program, *, numbers: bool, wr
     """
     (result,) = program.graph.outputs
     shape, dtype, nbytes = result.shape, result.dtype, result.nbytes
-    start = None if numbers else _started_singly(hardware, program)
+    launches = None if numbers else program.single_launches()
 
     def run(values: Sequence[Any]) -> DeviceArray:
         made = DeviceArray(Buffer(hardware, nbytes), shape, dtype)
-        if start is None:
-            program.run(values, [made])
-        else:
-            start([*values, made])
+        program.run(values, [made])
         made.writable = writable
         return made
 
-    return run
-
-
-def _started_singly(hardware: Hardware, program: Program) -> Callable[[Sequence[DeviceArray]], None] | None:
-    """What starts the launches of a program one by one on its inputs and outputs; None where that is not all."""
-    launches = program.single_launches()
     if launches is None:
-        return None
+        return run
     memory = program.works_in
-    lock = threading.RLock()  # the launches of one run follow each other
+    lock = threading.RLock()  # launches that work in the same memory follow each other
 
-    def start(arrays: Sequence[DeviceArray]) -> None:
-        stream = arrays[-1].buffer.stream
+    def run_singly(values: Sequence[Any]) -> DeviceArray:
+        buffer = Buffer(hardware, nbytes)
+        stream = buffer.stream
         if hardware.several:
-            hardware.use([*memory, *[array.buffer for array in arrays]])
-        places = [0, *[array.address for array in arrays]]
-        for launch in launches:
-            launch.start(stream, launch.grid, [places[entry] + offset for entry, offset in launch.addresses])
-
-    if len(launches) < 2:
-        return start
-
-    def in_turn(arrays: Sequence[DeviceArray]) -> None:
+            hardware.use([*memory, *[value.buffer for value in values], buffer])
+        places = (0, *[value.address for value in values], buffer.address)
         with lock:
-            start(arrays)
+            for start, grid, addresses in launches:
+                start(stream, grid, [places[entry] + offset for entry, offset in addresses])
+        made = DeviceArray(buffer, shape, dtype)
+        made.writable = writable
+        return made
 
-    return in_turn
+    return run_singly
 
 
 def machine_code(hardware: Hardware, kernel: Kernel) -> bytes:
