@@ -99,9 +99,9 @@ def _run(op: Op, tensors: Sequence[Tensor], attributes: dict[str, Any], observer
         dtype = None
     if dtype is None:
         dtype = _known_type(key, op, values, attributes)
-    if type(x) is not np.ndarray or type(y) is not np.ndarray or len(values) > 2:
-        if any(type(value) is not np.ndarray for value in values):
-            return _run_on_device(op, values, attributes, dtype, observer)
+    away = type(x) is not np.ndarray or type(y) is not np.ndarray
+    if (away or len(values) > 2) and any(type(value) is not np.ndarray for value in values):
+        return _run_on_device(op, values, attributes, dtype, observer)
     if observer is not None:
         observer.before()
     result: Array

@@ -20,8 +20,6 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any, Literal
 
-import numpy as np
-
 from staticgrad.graph.location import Location
 from staticgrad.graph.node import DType, Node, Shape, Spec
 from staticgrad.graph.op import Op
@@ -157,8 +155,8 @@ class _Text:
             found = [f"{name}[{k}]" for k in range(self.lanes)]
             return [f"({text} != 0)" for text in found] if self.what.dtypes[number] == BOOL else found
         count = 1 if way.together else self.lanes
-        for k in range(count):
-            lines.append(f"{name}_{k} = {self._read(number, self._index(number, f'e + {k}' if k else 'e'))}")
+        places = [f"(e + {k})" if k else "e" for k in range(count)]
+        lines += [f"{name}_{k} = {self._read(number, self._index(number, place))}" for k, place in enumerate(places)]
         return [f"{name}_{k % count}" for k in range(self.lanes)]
 
     def _single(self) -> list[str]:
@@ -185,10 +183,8 @@ class _Text:
     def _index(self, number: int, place: str) -> str:
         extents = [f"{name}{number}" for name in self.what.ways[number].extents]
         for name in extents:
-            if self.what.narrow:
-                place = f"{'rest' if name.startswith('period') else 'quotient'}({place}, {name})"
-            else:
-                place = f"({place}) {'%' if name.startswith('period') else '//'} {name}"
+            short, long = ("rest", "%") if name.startswith("period") else ("quotient", "//")
+            place = f"{short}({place}, {name})" if self.what.narrow else f"{place} {long} {name}"
         return place
 
     def _value(self, operands: Sequence[str]) -> str:

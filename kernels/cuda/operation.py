@@ -6,7 +6,6 @@ takes beside addresses is made out at the first call with these shapes, and cost
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from math import prod
@@ -46,9 +45,7 @@ class ElementwiseOps:
         if view:  # the one whose elements are converted to themselves
             op, attributes = arithmetic.cast, {"dtype": spec.dtype}
         lanes = lanes_for([*(dtype for _, dtype, number in types if not number), spec.dtype])
-        found = [
-            (Way("number"), ()) if number else way_of(shape, spec.shape, lanes) for shape, _, number in types
-        ]
+        found = [(Way("number"), ()) if number else way_of(shape, spec.shape, lanes) for shape, _, number in types]
         ways = tuple(one[0] for one in found if one is not None)
         if len(ways) < len(types):
             return None
@@ -125,18 +122,16 @@ def program_operation(hardware: Hardware, program: Program, *, numbers: bool, wr
 
     if launches is None:
         return run
-    memory = program.works_in
-    lock = threading.RLock()  # launches that work in the same memory follow each other
+    working_bytes, nothing = program.working_bytes, Buffer(hardware, 0)
 
     def run_singly(values: Sequence[Any]) -> DeviceArray:
         buffer = Buffer(hardware, nbytes)
-        stream = buffer.stream
+        working = Buffer(hardware, working_bytes) if working_bytes else nothing
         if hardware.several:
-            hardware.use([*memory, *[value.buffer for value in values], buffer])
-        places = (0, *[value.address for value in values], buffer.address)
-        with lock:
-            for start, grid, addresses in launches:
-                start(stream, grid, [places[entry] + offset for entry, offset in addresses])
+            hardware.use([*[value.buffer for value in values], buffer])
+        places = (working.address, *[value.address for value in values], buffer.address)
+        for start, grid, addresses in launches:
+            start(buffer.stream, grid, [places[entry] + offset for entry, offset in addresses])
         made = DeviceArray(buffer, shape, dtype)
         made.writable = writable
         return made

@@ -170,16 +170,14 @@ class Program:
         functions = self.hardware.load(self._code, kernels)
         found = []
         for symbol, addresses, grid, block, _ in facts["steps"]:
-            where = [
-                (0, self._arena + offset) if entry is None else (entry, offset) for entry, offset in addresses
-            ]
+            where = [(entry or 0, offset) for entry, offset in addresses]
             found.append(SingleLaunch(self.hardware.starter(functions[symbol], kernels[symbol], block), grid, where))
         return found
 
     @property
-    def works_in(self) -> list[Buffer]:
-        """The memory that runs share; empty where they have none but their arrays."""
-        return [self._memory] if self.arena_bytes or self._facts["own"] else []
+    def working_bytes(self) -> int:
+        """The memory that the launches of a run need beside the arrays."""
+        return _apart(self.arena_bytes) + int(self._facts["own"])
 
     @contextmanager
     def timed(self) -> Iterator[list[float]]:
@@ -374,8 +372,8 @@ class SingleLaunch(NamedTuple):
     """One launch of a program by itself.
 
     Attributes:
-        addresses: for each argument the number of an array, inputs and then outputs counted from 1, and an offset; 0
-            and an address in the program's memory.
+        addresses: for each argument an offset in what has this number: inputs and then outputs from 1, and 0 for
+            working memory.
     """
 
     start: Start

@@ -164,9 +164,7 @@ class Context:
         kernel = one.function.kernel
         for address in one.addresses:
             self.bytes_at(address, 0)
-        simulator.launch(
-            _built(kernel), kernel.dtypes, self.memory, one.addresses, one.grid, one.block, one.values
-        )
+        simulator.launch(_built(kernel), kernel.dtypes, self.memory, one.addresses, one.grid, one.block, one.values)
 
     def complete(self, stream: Stream, enough: Callable[[], bool] = lambda: False) -> None:
         """Do the work of a stream, up to its end or until `enough` has been done."""
