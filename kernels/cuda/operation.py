@@ -98,7 +98,9 @@ def _elementwise(
         addresses = [values[position].address for position in arrays]
         given = [values[position].item() for position in numbers]
         start(buffer.stream, grid, (*addresses, buffer.address, *extents, *given))
-        return DeviceArray(buffer, shape, dtype)
+        made = DeviceArray(buffer, shape, dtype)
+        made.writable = writable
+        return made
 
     return run_with_numbers if numbers else run
 

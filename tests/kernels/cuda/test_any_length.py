@@ -150,6 +150,11 @@ def test_a_broadcast_array_is_a_copy_that_is_not_written(device: CUDA) -> None:
     assert not spread.writable
     with pytest.raises(ValueError, match="copy of a view"):
         device.assign(spread, spread)
+    target = device.empty((2, 3), FLOAT)
+    device.assign(target, np.array(5.5))  # a number of another dtype
+    np.testing.assert_array_equal(target.to_host(), np.full((2, 3), 5.5, np.float32))
+    device.assign(target, np.arange(3))
+    np.testing.assert_array_equal(target.to_host(), [[0, 1, 2]] * 2)
 
 
 # ---------------------------------------------------------------- ways
