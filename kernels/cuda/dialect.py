@@ -92,7 +92,7 @@ def names() -> dict[str, Any]:
     found |= {"larger": vector_math.maximum, "smaller": vector_math.minimum}
     own = ("quotient", "rest", "shuffle_xor", "shuffle_up", "shared_memory", "load2", "load4", "store2", "store4")
     found |= {name: globals()[name] for name in own}
-    found |= {"checked_index": _checked(from_the_back=True), "checked_position": _checked(from_the_back=False)}
+    found |= {name: getattr(checked_index, name) for name in ("checked_index", "checked_position")}
     return found | {"inf": float("inf"), "nan": float("nan"), "range": range}
 
 
@@ -134,35 +134,6 @@ def _unsigned(name: str) -> Any:
 
 quotient = _unsigned("udiv")
 rest = _unsigned("urem")
-
-
-def _checked(*, from_the_back: bool) -> Any:
-    @intrinsic
-    def function(typingctx: Any, index: Any, extent: Any, status: Any, code: Any) -> Any:
-        """As `kernels.checked_index`; of all threads that find an index out of range one reports it."""
-
-        def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            found, most = (
-                context.cast(builder, value, kind, types.int64)
-                for value, kind in zip(arguments[:2], signature.args[:2], strict=True)
-            )
-            words, number = arguments[2:]
-            place = found
-            if from_the_back:
-                negative = builder.icmp_signed("<", found, _LONG(0))
-                place = builder.select(negative, builder.add(found, most), found)
-            outside = builder.icmp_unsigned(">=", place, most)
-            with builder.if_then(outside, likely=False):
-                old = builder.cmpxchg(words, _LONG(0), builder.load(number), "monotonic", "monotonic")
-                with builder.if_then(builder.extract_value(old, 1)):
-                    for word, value in ((1, found), (2, most)):
-                        builder.store(value, builder.gep(words, [_LONG(word)]))
-            return builder.select(outside, _LONG(0), place)
-
-        return types.int64(index, extent, status, code), codegen
-
-    function.__name__ = checked_index.checked_index.__name__
-    return function
 
 
 # ---------------------------------------------------------------- threads that exchange values
