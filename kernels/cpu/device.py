@@ -101,4 +101,4 @@ class CPU(Device):
             raise
         except ValueError as error:
             log.warning("staticgrad: the saved program is compiled again: %s", error)
-            return compile_graph(Program.graph_of(data))
+            return compile_graph(Program.unpacked(data)[0])
