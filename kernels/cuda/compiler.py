@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,6 @@ from staticgrad.graph.plan import Plan
 from staticgrad.graph.timeline import stage
 from staticgrad.kernels.addresses import Arena
 from staticgrad.kernels.cuda.hardware import Hardware
-from staticgrad.kernels.cuda.library import packed
 from staticgrad.kernels.cuda.lower import for_device, lower
 from staticgrad.kernels.cuda.product_choice import ProductChoice
 from staticgrad.kernels.kernel import Kernel
@@ -48,7 +48,7 @@ def compiled(
                 ],
                 step.grid,
                 step.block,
-                packed(step.product) if step.product is not None else None,
+                asdict(step.product) if step.product is not None else None,
             )
             for step in lowered.steps
         ],

@@ -260,7 +260,7 @@ class Program(CompiledGraph):
         """One step, with what is in the arena at its addresses; the others come when they are known."""
         addresses = [0 if entry is not None else self._arena + offset for entry, offset in where]
         if product is not None:
-            return BoundProduct(ProductCall(*product), addresses)
+            return BoundProduct(ProductCall(**product), addresses)
         return BoundLaunch(functions[symbol], addresses, grid, block)
 
     def _place_constants(self) -> None:
