@@ -64,15 +64,10 @@ def kernel_llvm(kernel: Kernel) -> str:
 
 @remembered
 def _names() -> Mapping[str, Any]:
-    """What a kernel's source may use: the dtypes, the vector maths, the steps of reductions, checked indices."""
+    """What a kernel's source may use."""
     import numba
 
-    from staticgrad.kernels import accumulate, vector_math
-    from staticgrad.kernels.checked_index import checked_index, checked_position
+    from staticgrad.kernels.accumulate import larger, smaller
+    from staticgrad.kernels.source_names import names_with
 
-    names = {name: getattr(vector_math, name) for name in dir(vector_math) if not name.startswith("_")}
-    dtypes = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float32", "float64")
-    names |= {name: getattr(numba, name) for name in dtypes}
-    names |= {name: getattr(accumulate, name) for name in ("accumulate_sum", "accumulate_product", "larger", "smaller")}
-    checks = {"checked_index": checked_index, "checked_position": checked_position}
-    return names | checks | {"inf": float("inf"), "nan": float("nan"), "range": range}
+    return names_with(numba) | {"larger": larger, "smaller": smaller}

@@ -18,9 +18,10 @@ from numba.cuda.extending import intrinsic, lower_builtin, type_callable
 from numba.np.numpy_support import from_dtype
 
 from staticgrad.graph.node import DType
-from staticgrad.kernels import accumulate, checked_index, vector_math
+from staticgrad.kernels import vector_math
 from staticgrad.kernels.cuda.target import VECTOR_BYTES
 from staticgrad.kernels.intrinsic import Entered, entered, jitted
+from staticgrad.kernels.source_names import names_with
 
 GLOBAL, SHARED = 1, 3  # the address spaces of device memory and of a block's shared memory
 _LIBRARY = {"llvm.fabs": "__nv_fabs", "llvm.rint": "__nv_rint"}  # what libNVVM has as a function only
@@ -81,19 +82,13 @@ def element_type(dtype: DType) -> Any:
 @cache
 def names() -> dict[str, Any]:
     """What a kernel's source may use beside `cuda` itself."""
+    found = names_with(types) | {"larger": vector_math.maximum, "smaller": vector_math.minimum}
+    own = ("quotient", "rest", "shuffle_xor", "shuffle_up", "shared_memory", "load2", "load4", "store2", "store4")
     for function in entered:
         _enter(function)
     for text in jitted:
         _enter_text(text)
-    found = {name: getattr(vector_math, name) for name in vector_math.__all__ if name != "EXACT"}
-    dtypes = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float32", "float64")
-    found |= {name: getattr(types, name) for name in dtypes}
-    found |= {"accumulate_sum": accumulate.accumulate_sum, "accumulate_product": accumulate.accumulate_product}
-    found |= {"larger": vector_math.maximum, "smaller": vector_math.minimum}
-    own = ("quotient", "rest", "shuffle_xor", "shuffle_up", "shared_memory", "load2", "load4", "store2", "store4")
-    found |= {name: globals()[name] for name in own}
-    found |= {name: getattr(checked_index, name) for name in ("checked_index", "checked_position")}
-    return found | {"inf": float("inf"), "nan": float("nan"), "range": range}
+    return found | {name: globals()[name] for name in own}
 
 
 def _enter_text(function: Callable[..., Any]) -> None:
