@@ -19,6 +19,7 @@ from staticgrad.graph.op import Op
 
 if TYPE_CHECKING:
     from staticgrad.kernels.cache import DiskCache
+    from staticgrad.kernels.program import CompiledGraph, PreparedRuns
 
 Array = Any  # a NumPy array, or what another device has in its place
 HostArray = np.ndarray[Any, Any]
@@ -111,11 +112,13 @@ class Device(ABC):
     @abstractmethod
     def prepare(
         self, program: Any, fixed: Mapping[int, Array], numbers: Mapping[int, str], changing: Sequence[int]
-    ) -> Any:
+    ) -> PreparedRuns:
         """Runs of a program that have most of their arrays in common; see `kernels.program.PreparedRuns`."""
 
     @abstractmethod
-    def compile(self, graph: Graph, *, reuse: bool = True, poison: bool = False, cache: DiskCache | None = None) -> Any:
+    def compile(
+        self, graph: Graph, *, reuse: bool = True, poison: bool = False, cache: DiskCache | None = None
+    ) -> CompiledGraph:
         """A program that computes a graph here, or the same one from `cache` if it has been compiled before.
 
         Args:
@@ -125,7 +128,7 @@ class Device(ABC):
         """
 
     @abstractmethod
-    def load(self, data: bytes) -> Any:
+    def load(self, data: bytes) -> CompiledGraph:
         """A program from its bytes."""
 
 
