@@ -19,6 +19,7 @@ from staticgrad.graph.op import Op
 
 if TYPE_CHECKING:
     from staticgrad.kernels.cache import DiskCache
+    from staticgrad.kernels.program import CompiledGraph, PreparedRuns
 
 Array = Any  # a NumPy array, or what another device has in its place
 HostArray = np.ndarray[Any, Any]
@@ -111,15 +112,23 @@ class Device(ABC):
     @abstractmethod
     def prepare(
         self, program: Any, fixed: Mapping[int, Array], numbers: Mapping[int, str], changing: Sequence[int]
-    ) -> Any:
-        """Runs of a program that have most of their arrays in common; see `kernels.cpu.program.Prepared`."""
+    ) -> PreparedRuns:
+        """Runs of a program that have most of their arrays in common; see `kernels.program.PreparedRuns`."""
 
     @abstractmethod
-    def compile(self, graph: Graph, *, reuse: bool = True, poison: bool = False, cache: DiskCache | None = None) -> Any:
-        """A program that computes a graph here; see `kernels.cpu.program.compile_graph`."""
+    def compile(
+        self, graph: Graph, *, reuse: bool = True, poison: bool = False, cache: DiskCache | None = None
+    ) -> CompiledGraph:
+        """A program that computes a graph here, or the same one from `cache` if it has been compiled before.
+
+        Args:
+            reuse: False gives every value bytes of its own, and copies state at the end.
+            poison: fill memory with NaN before each run, and each slot when its value is dead.
+            cache: where programs are kept on disk; None keeps nothing.
+        """
 
     @abstractmethod
-    def load(self, data: bytes) -> Any:
+    def load(self, data: bytes) -> CompiledGraph:
         """A program from its bytes."""
 
 

@@ -26,6 +26,7 @@ from staticgrad.kernels.cuda.hardware import Bound, Hardware, LaunchSequence, St
 from staticgrad.kernels.cuda.library import BoundProduct, Library
 from staticgrad.kernels.cuda.target import Target
 from staticgrad.kernels.kernel import Kernel
+from staticgrad.kernels.source_names import DTYPES
 
 if TYPE_CHECKING:
     from staticgrad.kernels.cuda.array import Buffer
@@ -385,8 +386,7 @@ def _store(pointer: Pointer, index: int, *values: Any) -> None:
 @cache
 def _names() -> Mapping[str, Any]:
     names = {name: value for name, value in vars(numpy_math).items() if callable(value) and not name.startswith("_")}
-    dtypes = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float32", "float64")
-    names |= {name: getattr(np, name) for name in dtypes}
+    names |= {name: getattr(np, name) for name in DTYPES}
     names |= {"larger": np.maximum, "smaller": np.minimum, "select": _select, "shuffle_xor": _shuffle_xor}
     names |= {"shuffle_up": _shuffle_up}
     names |= {"quotient": lambda x, y: x // y, "rest": lambda x, y: x % y, "checked_index": _checked_index}
