@@ -225,7 +225,7 @@ def fused_multiply_add(a: Scalar, b: Scalar, c: Scalar) -> Value:
 
 def has_exp2(x: Value) -> bool:
     """Whether the device has an instruction for 2^x of this type."""
-    return x.kind == SINGLE and hasattr(x.builder, "exp2")
+    return x.kind == SINGLE and hasattr(type(x.builder), "exp2")
 
 
 def small_exp2(x: Value) -> Value:
