@@ -67,7 +67,11 @@ def compiled(
             for step in lowered.steps
         ],
         "calls": lowered.names,
-        "ends": lowered.ends,
+        "after": lowered.after,
+        "shares": [
+            [(group, blocks / sum(step.blocks.values())) for group, blocks in step.blocks.items()]
+            for step in lowered.steps
+        ],
     }
     return facts, code, plan
 

@@ -226,8 +226,8 @@ class GPU(Hardware):
         module = Module(self, code)
         return {symbol: module.function(symbol) for symbol in kernels}
 
-    def sequence(self, launches: Sequence[Bound]) -> LaunchSequence:
-        return LaunchGraph(self, launches)
+    def sequence(self, launches: Sequence[Bound], after: Sequence[Sequence[int]] | None = None) -> LaunchSequence:
+        return LaunchGraph(self, launches, after)
 
     def seconds(self, launches: Sequence[Bound]) -> float:
         return seconds_of(self, launches)

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from staticgrad.graph.members import Member
 from staticgrad.graph.structure import Level
 from staticgrad.kernels.cuda.kernel_text import KernelText, Points, is_position
-from staticgrad.kernels.cuda.launch import blocks_for
+from staticgrad.kernels.cuda.launch import GRID, blocks_for
 from staticgrad.kernels.cuda.stages import (
-    GRID,
     IN_FLIGHT,
     GroupStages,
     condition,

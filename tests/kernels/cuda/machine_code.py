@@ -27,7 +27,7 @@ from staticgrad.graph.op import Op, registry  # noqa: E402
 from staticgrad.graph.rewrite import rewrite  # noqa: E402
 from staticgrad.kernels.cuda import toolkit  # noqa: E402
 from staticgrad.kernels.cuda.compiler import planned  # noqa: E402
-from staticgrad.kernels.cuda.lower import Step, lower  # noqa: E402
+from staticgrad.kernels.cuda.lower import lower  # noqa: E402
 from staticgrad.kernels.cuda.target import Target  # noqa: E402
 from staticgrad.kernels.kernel import Kernel  # noqa: E402
 
@@ -89,7 +89,7 @@ def main(what: str) -> None:
     for graph in graphs():
         lowered = lower(graph, planned(graph, reuse=True), Target(), poison=True)
         kernels |= lowered.kernels
-        blocks |= {step.symbol: step.block for step in lowered.steps if isinstance(step, Step)}
+        blocks |= {step.symbol: step.block for step in lowered.steps}
     found = []
     for capability in CAPABILITIES:
         texts = [toolkit.ptx_of(kernel, capability) for kernel in kernels.values()]
