@@ -17,7 +17,7 @@ from staticgrad.graph.timeline import stage
 from staticgrad.kernels.cpu.steps import Arena
 from staticgrad.kernels.cuda.hardware import Hardware
 from staticgrad.kernels.cuda.library import packed
-from staticgrad.kernels.cuda.lower import for_device, lower
+from staticgrad.kernels.cuda.lower import for_device, lower, writes_state
 from staticgrad.kernels.cuda.product_choice import ProductChoice
 from staticgrad.kernels.kernel import Kernel
 
@@ -84,6 +84,14 @@ def kernels_of(facts: Mapping[str, Any]) -> dict[str, Kernel]:
 
 
 def _early_outputs(graph: Graph, plan: Plan) -> list[int]:
-    """The outputs that are written while a check of indices may still end the run."""
-    written = {node for group in plan.groups[: last_check(plan.groups) + 1] for node in group.writes}
+    """The outputs that a run which reports an error may have written: launches that write no state still run then."""
+    end = last_check(plan.groups)
+    if end < 0:
+        return []
+    written = {
+        node
+        for position, group in enumerate(plan.groups)
+        if position <= end or not writes_state(group, plan)
+        for node in group.writes
+    }
     return [index for index, node in enumerate(graph.outputs) if node in written]

@@ -83,6 +83,11 @@ def lower(
     return _Lowering(graph, plan, target, choice).run(poison)
 
 
+def writes_state(group: Group, plan: Plan) -> bool:
+    """Whether a group writes what outlives the run: then it must not run after an error."""
+    return any(node in plan.places and plan.places[node].space == "input" for node in group.writes)
+
+
 class _Lowering:
     def __init__(self, graph: Graph, plan: Plan, target: Target, choice: ProductChoice | None) -> None:
         self.plan = plan
@@ -98,7 +103,7 @@ class _Lowering:
         plan = self.plan
         may_fail = last_check(plan.groups)
         found = [
-            self._launches(group, guarded=0 <= may_fail < position and self._writes_state(group))
+            self._launches(group, guarded=0 <= may_fail < position and writes_state(group, plan))
             for position, group in enumerate(plan.groups)
         ]
         regions, own_bytes = _regions([nbytes for _, nbytes in found])
@@ -119,10 +124,6 @@ class _Lowering:
             for position in range(len(plan.groups))
         ]
         return Lowered(kernels, in_order.steps, in_order.after, self.errors, names, own_bytes)
-
-    def _writes_state(self, group: Group) -> bool:
-        """Whether a group writes what outlives the run: then it must not run after an error."""
-        return any(node in self.plan.places and self.plan.places[node].space == "input" for node in group.writes)
 
     def _launches(self, group: Group, *, guarded: bool) -> tuple[Sequence[AnyLaunch], int]:
         """The launches of a group, and the working memory that they share."""
