@@ -75,6 +75,23 @@ def test_a_program_is_launched_plainly_once_and_as_one_graph_from_then_on(fake: 
     assert kinds[2:] == [["cuGraphLaunch"]] * 2
 
 
+def test_launches_that_do_not_need_each_other_are_not_chained_in_the_graph(fake: FakeDriver) -> None:
+    b = Builder()
+    x, y = b.argument((90,)), b.argument((99,))
+    one, other = b("exp", x), b("log", y)
+    total = b("add", b("sum", one, axis=(0,)), b("sum", other, axis=(0,)))
+    program = compile_graph(b.graph(one, other, total), gpu := open_gpu(fake))
+    arrays = [DeviceArray.from_host(gpu, np.full(size, 2, np.float32)) for size in (90, 99)]
+    outputs = [empty(gpu, 90), empty(gpu, 99), DeviceArray.empty(gpu, (), FLOAT)]
+    for _ in range(2):
+        program.run(arrays, outputs)
+    added = [arguments[1] for name, arguments in fake.calls if name == "cuGraphAddKernelNode"]
+    assert [len(before) for before in added] == [len(before) for before in program._facts["after"]]
+    assert [len(before) for before in added][:2] == [0, 0]
+    assert max(map(len, added)) == 2
+    assert outputs[2].to_host() == pytest.approx(90 * np.exp(2) + 99 * np.log(2))
+
+
 def test_a_run_with_nothing_new_is_one_call_of_the_driver(fake: FakeDriver) -> None:
     gpu = open_gpu(fake)
     program = compile_graph(growth(), gpu)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from builder import Builder, arrays_for, graphs
@@ -35,7 +37,7 @@ def parts_of(step: Step) -> int:
 def training(layers: int) -> Graph:
     """A step of Adam on a model of some layers."""
     sizes = [64] * layers + [10]
-    linear = [nn.Linear(m, n) for m, n in zip(sizes, sizes[1:], strict=False)]
+    linear = [nn.Linear(m, n) for m, n in pairwise(sizes)]
     model = nn.Sequential(*(one for layer in linear for one in (layer, nn.Tanh())))
     opt = optim.Adam(model.parameters(), lr=1e-3)
 
