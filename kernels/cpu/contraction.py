@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 from staticgrad.graph.members import Members
 from staticgrad.graph.node import Node
+from staticgrad.kernels.addresses import Address
 from staticgrad.kernels.cpu.gemm import Product
-from staticgrad.kernels.cpu.steps import Address, Fill, Gemm, Work
+from staticgrad.kernels.cpu.steps import Fill, Gemm, Work
 from staticgrad.kernels.products import MatrixProduct, products
 
 SMALLEST = 512  # multiplications: below, calling BLAS takes longer than the product, and timing it longer still

@@ -12,6 +12,7 @@ from staticgrad.graph.members import Members
 from staticgrad.graph.node import Graph, Node
 from staticgrad.graph.plan import ALIGNMENT, Place, Plan
 from staticgrad.graph.structure import Structure
+from staticgrad.kernels.addresses import Address, Arena, Argument
 from staticgrad.kernels.cache import DiskCache
 from staticgrad.kernels.cpu.contraction import generated_product, lower_matmul
 from staticgrad.kernels.cpu.costs import BYTE, call_cost, fused_cost, product_cost
@@ -21,11 +22,11 @@ from staticgrad.kernels.cpu.gemm_choice import own_is_faster
 from staticgrad.kernels.cpu.joins import sum_of_parts
 from staticgrad.kernels.cpu.phases import PARALLEL_FROM, SHARE_FROM, Range, Task, on_one_thread, on_threads
 from staticgrad.kernels.cpu.product_kernel import ProductCall, ProductKernel, with_epilogue
-from staticgrad.kernels.cpu.steps import Address, Arena, Argument, Check, Copy, Fill, Gemm, KernelCall, Step, Work
+from staticgrad.kernels.cpu.steps import Check, Copy, Fill, Gemm, KernelCall, Step, Work
 from staticgrad.kernels.cpu.structural import lower_call
-from staticgrad.kernels.cpu.table import STATUS_BYTES, Table
 from staticgrad.kernels.cpu.threads import thread_count
 from staticgrad.kernels.kernel import Call, Kernel, Operand
+from staticgrad.kernels.table import STATUS_BYTES, Table
 
 POISON = 0xFF  # every float of these bytes is NaN
 NOWHERE = Arena(0)  # the address of a value without elements

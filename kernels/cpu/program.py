@@ -24,8 +24,8 @@ from staticgrad.kernels.cpu import native
 from staticgrad.kernels.cpu.array_call import ArrayCall, array_call
 from staticgrad.kernels.cpu.host import host_key, toolchain_key
 from staticgrad.kernels.cpu.loop import Results, Rows, run_steps
-from staticgrad.kernels.cpu.table import ERROR_WORDS, STATUS_BYTES, Table
 from staticgrad.kernels.cpu.threads import thread_count
+from staticgrad.kernels.table import ERROR_WORDS, STATUS_BYTES, Table
 
 if TYPE_CHECKING:
     from staticgrad.graph.plan import Plan

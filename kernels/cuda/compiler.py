@@ -14,7 +14,7 @@ from staticgrad.graph.plan import Plan, make_plan
 from staticgrad.graph.schedule import order
 from staticgrad.graph.serialize import canonical_order
 from staticgrad.graph.timeline import stage
-from staticgrad.kernels.cpu.steps import Arena
+from staticgrad.kernels.addresses import Arena
 from staticgrad.kernels.cuda.hardware import Hardware
 from staticgrad.kernels.cuda.library import packed
 from staticgrad.kernels.cuda.lower import for_device, lower, writes_state

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from staticgrad.graph.errors import DeviceError, OutOfMemoryError
-from staticgrad.kernels.cpu.host import source_digest
 from staticgrad.kernels.cuda import toolkit
 from staticgrad.kernels.cuda.calls import Calls
 from staticgrad.kernels.cuda.hardware import Bound, Hardware, LaunchSequence, out_of_memory
@@ -22,6 +21,7 @@ from staticgrad.kernels.cuda.stream import Stream
 from staticgrad.kernels.cuda.target import Target
 from staticgrad.kernels.cuda.timing import seconds_of
 from staticgrad.kernels.kernel import Kernel
+from staticgrad.kernels.source_digest import source_digest
 
 if TYPE_CHECKING:
     from staticgrad.kernels.cuda.array import Buffer

@@ -13,8 +13,7 @@ from staticgrad.graph.members import Members
 from staticgrad.graph.node import ALIGNMENT, Graph, Node
 from staticgrad.graph.plan import Place, Plan
 from staticgrad.graph.structure import Level
-from staticgrad.kernels.cpu.steps import Address, Arena, Argument
-from staticgrad.kernels.cpu.table import STATUS_BYTES, Table
+from staticgrad.kernels.addresses import Address, Arena, Argument
 from staticgrad.kernels.cuda import moves
 from staticgrad.kernels.cuda.contraction import product_launches
 from staticgrad.kernels.cuda.dependencies import Touched, written_pointers
@@ -27,6 +26,7 @@ from staticgrad.kernels.cuda.step import Step
 from staticgrad.kernels.cuda.structural import lower_call
 from staticgrad.kernels.cuda.target import Target
 from staticgrad.kernels.kernel import Kernel, Operand
+from staticgrad.kernels.table import STATUS_BYTES, Table
 
 POISON = 0xFF  # every float of these bytes is NaN
 LITTLE = 64 * 1024  # bytes of working memory that a group has for itself

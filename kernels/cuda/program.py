@@ -20,11 +20,11 @@ from staticgrad.graph.ops.indexing import range_error
 from staticgrad.graph.serialize import canonical_order, from_json, graph_key, to_json
 from staticgrad.graph.timeline import stage
 from staticgrad.kernels.cache import DiskCache, content_key
-from staticgrad.kernels.cpu.table import ERROR_WORDS, STATUS_BYTES, Table
 from staticgrad.kernels.cuda.array import Array, Buffer, DeviceArray
 from staticgrad.kernels.cuda.hardware import Bound, BoundLaunch, Hardware
 from staticgrad.kernels.cuda.library import BoundProduct, ProductCall
 from staticgrad.kernels.cuda.product_choice import ProductChoice
+from staticgrad.kernels.table import ERROR_WORDS, STATUS_BYTES, Table
 
 if TYPE_CHECKING:
     from staticgrad.graph.plan import Plan

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from staticgrad.kernels.cpu.steps import Address
+from staticgrad.kernels.addresses import Address
 from staticgrad.kernels.cuda.dependencies import Touched
 from staticgrad.kernels.cuda.library import ProductCall
 from staticgrad.kernels.kernel import Kernel

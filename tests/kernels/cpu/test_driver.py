@@ -8,10 +8,11 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 
+from staticgrad.kernels.addresses import Arena, Argument
 from staticgrad.kernels.cpu import blas, native
 from staticgrad.kernels.cpu.blas_calls import GET_THREADS, SET_THREADS
 from staticgrad.kernels.cpu.driver import STEPS_PER_FUNCTION, driver_ir
-from staticgrad.kernels.cpu.steps import Arena, Argument, Copy, Fill, Gemm, KernelCall
+from staticgrad.kernels.cpu.steps import Copy, Fill, Gemm, KernelCall
 
 COUNT_IR = """
 define void @count(ptr %p) {

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from staticgrad.kernels import vector_math as vm
+from staticgrad.kernels.addresses import Argument
 from staticgrad.kernels.cpu import native
 from staticgrad.kernels.cpu.gemm import Product, Side, emit, extent, gemm_ir, grain, scratch_bytes
 from staticgrad.kernels.cpu.gemm.product import Host, tiling
-from staticgrad.kernels.cpu.steps import Argument, KernelCall
+from staticgrad.kernels.cpu.steps import KernelCall
 from staticgrad.kernels.vector_math.primitives import select
 
 EXTENTS = (1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 47, 63, 64, 65, 70)

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 
 import staticgrad as sg
+from staticgrad.kernels.addresses import Arena
 from staticgrad.kernels.cache import DiskCache
 from staticgrad.kernels.cpu import gemm_choice
 from staticgrad.kernels.cpu.contraction import generated_product
 from staticgrad.kernels.cpu.gemm import Product
-from staticgrad.kernels.cpu.steps import Arena, Gemm
+from staticgrad.kernels.cpu.steps import Gemm
 
 PRODUCT = Product("float32", 24, 40, 16, False, True, 16, 16, 40)
 

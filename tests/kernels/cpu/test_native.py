@@ -12,9 +12,10 @@ from importlib import metadata
 import numpy as np
 import pytest
 
+from staticgrad.kernels.addresses import Arena, Argument
 from staticgrad.kernels.cpu import blas, host, llvm, machine_code, native
 from staticgrad.kernels.cpu.machine_code import UnsupportedObjectError
-from staticgrad.kernels.cpu.steps import Arena, Argument, Fill, Gemm, KernelCall
+from staticgrad.kernels.cpu.steps import Fill, Gemm, KernelCall
 
 FLOAT = np.dtype(np.float32)
 
@@ -299,7 +300,8 @@ def test_a_forked_child_calls_and_builds():
 import os, threading, warnings, ctypes
 warnings.simplefilter("ignore")
 from staticgrad.kernels.cpu import native
-from staticgrad.kernels.cpu.steps import Arena, Fill
+from staticgrad.kernels.addresses import Arena
+from staticgrad.kernels.cpu.steps import Fill
 program = native.build({}, [Fill(Arena(0), 4, 1)])
 step = native.load(program)
 stop = threading.Event()

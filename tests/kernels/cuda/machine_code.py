@@ -70,7 +70,16 @@ def graphs_of_models() -> Iterator[Graph]:
 
 def graphs_of_shapes() -> Iterator[Graph]:
     """Rows and sums, short and long, with few results and with many."""
-    for rows, size in ((8, 5), (4096, 10), (512, 333), (256, 4096), (8192, 1000), (16, 100_000), (100_000, 3)):
+    for rows, size in (
+        (8, 5),
+        (4096, 10),
+        (512, 333),
+        (256, 4096),
+        (8192, 1000),
+        (16, 100_000),
+        (64, 50_257),
+        (100_000, 3),
+    ):
         b = Builder()
         x, w = b.argument((rows, size)), b.argument((size,))
         largest = b("reshape", b("max", x, axis=(1,)), shape=(rows, 1))
