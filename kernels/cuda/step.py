@@ -17,7 +17,8 @@ class Step:
     Attributes:
         name: the kernel's symbol, or the library's name.
         touched: the bytes that it reads and writes.
-        blocks: how many of its blocks each group of the plan has; the copies at the end count as one more group.
+        blocks: for each group of the plan how many of its blocks, or of the turns of its one block, work for it; the
+            copies at the end count as one more group.
     """
 
     name: str

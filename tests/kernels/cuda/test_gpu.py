@@ -69,7 +69,7 @@ def test_a_program_is_launched_plainly_once_and_as_one_graph_from_then_on(fake: 
         np.testing.assert_array_equal(state.to_host(), turn * np.array([1, 3, 6, 10]))
         np.testing.assert_array_equal(sums.to_host(), turn * np.array([1, 4, 10, 20]))
     count = len(kinds[0])
-    assert count > 2
+    assert count > 1
     assert kinds[0] == ["cuLaunchKernel"] * count
     assert kinds[1] == ["cuGraphInstantiate", "cuGraphLaunch"]
     assert kinds[2:] == [["cuGraphLaunch"]] * 2
