@@ -110,7 +110,8 @@ def _kernel(parts: tuple[_Part, ...], along: _Along) -> Kernel:
     for number, part in enumerate(parts):
         dtypes += part.kernel.dtypes * len(part.starts)
         several = f"{len(part.starts)} times " if len(part.starts) > 1 else ""
-        about.append(f"{part.starts[0][0]} to {part.end - 1}: {several}{_title(part.kernel)}")
+        first, last = part.starts[0][0], part.end - 1
+        about.append(f"{first}{f' to {last}' if last > first else ''}: {several}{_title(part.kernel)}")
         lines += [_branch(number, len(parts), along, part.end), *indented(_calls(part, number, along, threads))]
     if len(parts) == 1:
         lines = [line.removeprefix("    ") for line in lines[1:]]

@@ -147,22 +147,20 @@ def test_copies_at_the_end_are_one_launch() -> None:
         np.testing.assert_array_equal(left, new)
 
 
-def test_sums_in_turn_meet_at_barriers() -> None:
-    """Each needs the one before it, and its threads exchange values."""
+def test_products_in_turn_meet_at_barriers() -> None:
+    """Each needs the one before it, and all have their tiles in the same shared memory."""
     b = Builder()
-    x = b.argument((6, 8))
-    for _ in range(5):
-        x = b("cumulative_sum", b("sub", x, b("sum", x, axis=(0,))), axis=1, reverse=False)
-    graph = b.graph(x)
-    program = compile_graph(graph, SimulatedGPU(Target(warp=4, block=16, largest_block=16, processors=2, small=100)))
-    in_turn = [source for source in program.sources.values() if "Launches in turn" in source]
-    assert any("cuda.syncthreads()" in source.partition("def kernel(")[0] for source in in_turn)
-    assert len(program._facts["steps"]) < 5
-    arrays = arrays_for(graph, 0)
-    (found, _), wanted = run_program(program, arrays), arrays[0]
-    for _ in range(5):
-        wanted = np.cumsum(wanted - wanted.sum(0), axis=1)
-    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
+    x, w = b.argument((8, 8)), b.argument((8, 8))
+    found = x
+    for _ in range(4):
+        found = b("matmul", found, w)
+    program = compile_graph(b.graph(found), SimulatedGPU(ROOMY))
+    (source,) = program.sources.values()
+    assert "0 to 3: 4 times matmul" in source
+    assert "cuda.syncthreads()" in source.partition("def kernel(")[0]
+    arrays = arrays_for(program.graph, 0)
+    x, w = arrays
+    np.testing.assert_allclose(run_program(program, arrays)[0], x @ w @ w @ w @ w, rtol=1e-5)
 
 
 # ---------------------------------------------------------------- limits
