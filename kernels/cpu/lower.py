@@ -205,7 +205,7 @@ class _Lowering:
             if own is not None:
                 names.append(self._add_product(own, step, group, reads, writes))
             else:
-                cost = product_cost(step.multiplications) if isinstance(step, Gemm) else 0.0
+                cost = product_cost(step.product.multiplications) if isinstance(step, Gemm) else 0.0
                 self._add(step, reads, writes, cost)
                 names.append("gemm")
         if group in self.structures and names == ["gemm"] * len(steps):
@@ -214,7 +214,7 @@ class _Lowering:
 
     def _generated(self, step: Work, product: Node, group: Group) -> ProductCall | None:
         """The call of a kernel made for this product, where that is faster than BLAS."""
-        found = generated_product(step) if isinstance(step, Gemm) else None
+        found = generated_product(step.product) if isinstance(step, Gemm) else None
         if found is None or not own_is_faster(found, self.cache):
             return None
         if group in self.structures:
@@ -227,7 +227,7 @@ class _Lowering:
         assert isinstance(step, Gemm)
         product, symbol = call.kernel.product, call.kernel.symbol
         self.lowered.products[symbol] = call.kernel
-        cost = self.costs[group] if group in self.structures else product_cost(step.multiplications)
+        cost = self.costs[group] if group in self.structures else product_cost(step.product.multiplications)
         shared = self.lowered.parallel and cost >= SHARE_FROM and extent(product) > grain(product)
         panel = aligned(scratch_bytes(product))
         sums = [aligned(node.nbytes) for node in call.sums] if shared else []

@@ -14,8 +14,9 @@ import numpy as np
 from staticgrad.graph.errors import DeviceError, OutOfMemoryError
 from staticgrad.kernels.cuda import toolkit
 from staticgrad.kernels.cuda.calls import Calls
-from staticgrad.kernels.cuda.hardware import Bound, Hardware, LaunchSequence, out_of_memory
+from staticgrad.kernels.cuda.hardware import Bound, Hardware, LaunchSequence, Start, out_of_memory
 from staticgrad.kernels.cuda.launch_graph import LaunchGraph, Module
+from staticgrad.kernels.cuda.single_launch import starter
 from staticgrad.kernels.cuda.staging import Staging
 from staticgrad.kernels.cuda.stream import Stream
 from staticgrad.kernels.cuda.target import Target
@@ -75,7 +76,7 @@ class GPU(Hardware):
         self.idle_streams: list[tuple[Any, Any]] = []
         self._default = Stream(self)
         self._staging = Staging(self)
-        self._free = self.driver.cuMemFreeAsync
+        self._allocate, self._free = self.driver.cuMemAllocAsync, self.driver.cuMemFreeAsync
         self.call.opened = True
 
     def _check_what_it_can(self) -> None:
@@ -141,11 +142,15 @@ class GPU(Hardware):
 
     # ------------------------------------------------------------ memory
 
-    def allocate(self, nbytes: int) -> int:
-        try:
-            return int(self.call("cuMemAllocAsync", nbytes, self.stream.handle))
-        except OutOfMemoryError:
-            raise out_of_memory(self, nbytes) from None
+    def allocate(self, nbytes: int, stream: Stream | None = None) -> int:
+        handle = (stream or self.stream).handle
+        code, address = self._allocate(nbytes, handle)
+        if code:
+            try:
+                address = self.call.after(code, "cuMemAllocAsync", nbytes, handle)
+            except OutOfMemoryError:
+                raise out_of_memory(self, nbytes) from None
+        return int(address)
 
     def free(self, address: int, stream: Any = None) -> None:
         if not self.call.failure:
@@ -225,6 +230,9 @@ class GPU(Hardware):
         self._enter()
         module = Module(self, code)
         return {symbol: module.function(symbol) for symbol in kernels}
+
+    def starter(self, function: Any, kernel: Kernel, block: int) -> Start:
+        return starter(self, function, kernel, block)
 
     def sequence(self, launches: Sequence[Bound], after: Sequence[Sequence[int]] | None = None) -> LaunchSequence:
         return LaunchGraph(self, launches, after)

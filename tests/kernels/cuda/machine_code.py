@@ -1,6 +1,6 @@
 """Compiles kernels for GPUs that need not be there, and prints what each takes: run by `test_machine_code.py`.
 
-    python machine_code.py ops|models|shapes|merges
+    python machine_code.py ops|models|shapes|lengths|merges
 
 It is a program of its own because Numba is either its CUDA compiler or its simulator for a whole process.
 """
@@ -26,6 +26,7 @@ from staticgrad.graph.node import Graph  # noqa: E402
 from staticgrad.graph.op import Op, registry  # noqa: E402
 from staticgrad.graph.rewrite import rewrite  # noqa: E402
 from staticgrad.kernels.cuda import toolkit  # noqa: E402
+from staticgrad.kernels.cuda.any_length import AnyLength, Way  # noqa: E402
 from staticgrad.kernels.cuda.compiler import planned  # noqa: E402
 from staticgrad.kernels.cuda.lower import lower  # noqa: E402
 from staticgrad.kernels.cuda.target import Target  # noqa: E402
@@ -113,14 +114,32 @@ def graphs_of_merges() -> Iterator[Graph]:
         yield compiled.last.captured.graph
 
 
-GRAPHS = {"ops": graphs_of_ops, "models": graphs_of_models, "shapes": graphs_of_shapes, "merges": graphs_of_merges}
+def kernels_of_any_length() -> Iterator[Kernel]:
+    """The elementwise ops one by one, with operands that lie in each of the ways."""
+    turns = [Way("each"), Way("number"), Way("cycle"), Way("run"), Way("one"), Way("block", False), Way("cycle", False)]
+    for op in registry.values():
+        for shift, (arrays, attributes) in enumerate(samples(op) if op.kind == "elementwise" else ()):
+            dtypes = tuple(array.dtype for array in arrays)
+            ways = tuple(turns[(shift + number) % len(turns) if number else 0] for number in range(len(dtypes)))
+            try:
+                yield AnyLength(op, dtypes, ways, tuple(attributes.items()), shift % 2 == 0).kernel(Target())
+            except TypeError:  # a dtype that the op does not take
+                continue
+    add = registry["add"]
+    for way in turns[2:]:
+        for dtype in ("float32", "float64"):
+            for narrow in (True, False):
+                yield AnyLength(add, (np.dtype(dtype),) * 2, (Way("each"), way), (), narrow).kernel(Target())
 
 
 def main(what: str) -> None:
     """Print each kernel's resources on each GPU, as JSON."""
     kernels: dict[str, Kernel] = {}
     blocks: dict[str, int] = {}
-    for graph in GRAPHS[what]():
+    graphs = {"ops": graphs_of_ops, "models": graphs_of_models, "shapes": graphs_of_shapes, "merges": graphs_of_merges}
+    for kernel in kernels_of_any_length() if what == "lengths" else ():
+        kernels[kernel.symbol], blocks[kernel.symbol] = kernel, Target().block
+    for graph in graphs[what]() if what in graphs else ():
         lowered = lower(graph, planned(graph, reuse=True), Target(), poison=what != "merges")
         kernels |= lowered.kernels
         blocks |= {step.symbol: step.block for step in lowered.steps}

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import pytest
 from builder import Builder
 
 from staticgrad.graph.members import Members
 from staticgrad.graph.node import Node
+from staticgrad.kernels.cuda import merge
 from staticgrad.kernels.cuda import simulator as sim
 from staticgrad.kernels.cuda.array import DeviceArray
 from staticgrad.kernels.cuda.launch import Launch
@@ -77,3 +80,12 @@ def run_program(program: Program, arrays: Sequence[Array]) -> list[Array]:
     outputs = [DeviceArray.from_host(gpu, np.full(n.shape, 7).astype(n.dtype)) for n in program.graph.outputs]
     program.run(inputs, outputs)
     return [x.to_host() if isinstance(x, DeviceArray) else x for x in [*outputs, *inputs]]
+
+
+@contextmanager
+def unmerged() -> Iterator[None]:
+    """Programs that are compiled inside the block keep their launches apart."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(merge, "_is_small", lambda step, target: False)
+        patch.setattr(merge, "_can_follow", lambda chain, step: False)
+        yield

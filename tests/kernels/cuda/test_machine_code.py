@@ -28,7 +28,10 @@ def compiled(what: str) -> list[dict[str, Any]]:
     return found
 
 
-@pytest.mark.parametrize(("what", "count"), [("ops", 20), ("models", 20), ("shapes", 20), ("merges", 10)])
+KINDS = [("ops", 20), ("models", 20), ("shapes", 20), ("lengths", 20), ("merges", 10)]
+
+
+@pytest.mark.parametrize(("what", "count"), KINDS)
 def test_no_kernel_spills(what: str, count: int) -> None:
     found = compiled(what)
     assert {tuple(kernel["on"]) for kernel in found} == {(8, 0), (9, 0)}

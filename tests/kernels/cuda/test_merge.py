@@ -5,11 +5,10 @@ from __future__ import annotations
 from itertools import pairwise
 
 import numpy as np
-import pytest
 from builder import Builder, arrays_for, graphs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from simulated import run_program
+from simulated import run_program, unmerged
 
 import staticgrad as sg
 from staticgrad import nn, optim
@@ -106,9 +105,7 @@ def test_every_group_names_its_kernel_and_its_blocks() -> None:
 def test_merged_launches_give_the_same_bits(graph: Graph, target: Target) -> None:
     arrays = arrays_for(graph, 0)
     merged = run_program(compile_graph(graph, SimulatedGPU(target)), arrays)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(merge, "_is_small", lambda step, target: False)
-        patch.setattr(merge, "_can_follow", lambda chain, step: False)
+    with unmerged():
         program = compile_graph(graph, SimulatedGPU(target))
         assert not any("@part" in source for source in program.sources.values())
         plain = run_program(program, arrays)
