@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ import pytest
 from builder import Builder, arrays_for, graphs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from simulated import run_program
+from simulated import run_program, unmerged
 
 from staticgrad.graph.node import Graph
 from staticgrad.kernels.cuda import simulator
@@ -82,6 +83,16 @@ def test_a_launch_that_reads_and_writes_bytes_counts_as_their_writer() -> None:
 def test_what_a_kernel_writes_is_read_from_its_text(body: str, found: set[int]) -> None:
     kernel = Kernel(f"def kernel(p0, p1, p2, p3):\n    {body}\n", (np.dtype(np.float32),) * 4)
     assert written_pointers(kernel) == found
+
+
+@settings(max_examples=30)
+@given(graphs(), st.sampled_from(TARGETS))
+def test_what_is_only_read_does_not_count_as_written(graph: Graph, target: Target) -> None:
+    with unmerged():
+        lowered = lower(graph, planned(graph, reuse=True), target)
+    for kernel in lowered.kernels.values():
+        read = {int(position) for position in re.findall(r"^    p(\d+): .*, read$", kernel.source, re.M)}
+        assert not read & written_pointers(kernel), kernel.source
 
 
 # ---------------------------------------------------------------- what kernels really touch
