@@ -13,7 +13,7 @@ from staticgrad.graph.members import ARGUMENTS, Access, Member
 from staticgrad.graph.node import DType, Node
 from staticgrad.graph.structure import Level, Structure
 from staticgrad.kernels.cuda.launch import OPENING
-from staticgrad.kernels.cuda.points import Axes
+from staticgrad.kernels.cuda.points import NARROW, Axes
 from staticgrad.kernels.cuda.target import Target
 from staticgrad.kernels.expressions import BOOL, literal
 from staticgrad.kernels.group_text import INT64, GroupText, term
@@ -63,6 +63,12 @@ class KernelText(GroupText):
         text = [f"def kernel({', '.join(names)}):", *self.title(), "", *about, '    """', *(f"    {x}" for x in body)]
         text += [f"\nlaunch_bounds = {self.threads}, {self.resident}"] if self.resident else []
         return Kernel("\n".join(text) + "\n", tuple(self.dtypes))
+
+    def value(self, member: Member, operands: Sequence[str], position: str) -> str:
+        """As for every device; places along an axis are compared in 32 bits where they fit, in one instruction."""
+        if member.node.op.name == "scatter_add_along_axis" and member.node.shape[-1] < NARROW:
+            position, operands = f"int32({position})", [operands[0], f"int32({operands[1]})"]
+        return super().value(member, operands, position)
 
     def shared(self, dtype: DType, count: int) -> str:
         """The name of an array in the block's shared memory."""
