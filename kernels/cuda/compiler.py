@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from staticgrad.graph.lifetimes import last_check
 from staticgrad.graph.node import Graph
 from staticgrad.graph.plan import Plan
 from staticgrad.graph.timeline import stage
 from staticgrad.kernels.addresses import Arena
 from staticgrad.kernels.cuda.hardware import Hardware
-from staticgrad.kernels.cuda.lower import for_device, lower
+from staticgrad.kernels.cuda.lower import for_device, lower, writes_state
 from staticgrad.kernels.cuda.product_choice import ProductChoice
 from staticgrad.kernels.kernel import Kernel
 from staticgrad.kernels.planning import facts_of
@@ -52,7 +53,12 @@ def compiled(
             )
             for step in lowered.steps
         ],
-        "ends": lowered.ends,
+        "early": _early_outputs(graph, plan),
+        "after": lowered.after,
+        "shares": [
+            [(group, blocks / sum(step.blocks.values())) for group, blocks in step.blocks.items()]
+            for step in lowered.steps
+        ],
     }
     return facts, code, plan
 
@@ -63,3 +69,17 @@ def kernels_of(facts: Mapping[str, Any]) -> dict[str, Kernel]:
         symbol: Kernel(facts["sources"][symbol], tuple(map(np.dtype, dtypes)))
         for symbol, dtypes in facts["dtypes"].items()
     }
+
+
+def _early_outputs(graph: Graph, plan: Plan) -> list[int]:
+    """The outputs that a run which reports an error may have written: launches that write no state still run then."""
+    end = last_check(plan.groups)
+    if end < 0:
+        return []
+    written = {
+        node
+        for position, group in enumerate(plan.groups)
+        if position <= end or not writes_state(group, plan)
+        for node in group.writes
+    }
+    return [index for index, node in enumerate(graph.outputs) if node in written]

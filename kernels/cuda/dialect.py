@@ -7,6 +7,7 @@ an LLVM builder that says the same in its words, so that the code which writes i
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -103,7 +104,7 @@ def names() -> dict[str, Any]:
         _enter(function)
     for text in jitted:
         _enter_text(text)
-    return found | {name: globals()[name] for name in own}
+    return found | {name: globals()[name] for name in own} | {"part": part}
 
 
 def _enter_text(function: Callable[..., Any]) -> None:
@@ -114,6 +115,29 @@ def _enter_text(function: Callable[..., Any]) -> None:
 
     type_callable(function)(lambda context: lambda x: x if isinstance(x, types.Float) else None)
     lower_builtin(function, types.Float)(lower)
+
+
+_parts: dict[str, Callable[..., None]] = {}
+
+
+def part(function: Callable[..., None]) -> Callable[..., None]:
+    """Have a function of a kernel's text compiled where it is called; its name says all that it does.
+
+    So a function of the same name in another kernel is this one, and Numba keeps what it makes of it.
+    """
+    found = _parts.setdefault(function.__name__, function)
+    if found is function:
+
+        def typer(*arguments: Any) -> Any:
+            return types.void
+
+        def lower(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return context.compile_internal(builder, function, signature, arguments)
+
+        typer.pysig = inspect.signature(function)
+        type_callable(function)(lambda context: typer)
+        lower_builtin(function, types.VarArg(types.Any))(lower)
+    return found
 
 
 def _enter(function: Entered) -> None:

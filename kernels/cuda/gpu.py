@@ -234,8 +234,8 @@ class GPU(Hardware):
     def starter(self, function: Any, kernel: Kernel, block: int) -> Start:
         return starter(self, function, kernel, block)
 
-    def sequence(self, launches: Sequence[Bound]) -> LaunchSequence:
-        return LaunchGraph(self, launches)
+    def sequence(self, launches: Sequence[Bound], after: Sequence[Sequence[int]] | None = None) -> LaunchSequence:
+        return LaunchGraph(self, launches, after)
 
     def seconds(self, launches: Sequence[Bound]) -> float:
         return seconds_of(self, launches)

@@ -41,7 +41,7 @@ Start = Callable[[Any, int, Sequence[Any]], None]
 
 @dataclass
 class LaunchSequence(ABC):
-    """Launches, and products of a library, that run in order with one call.
+    """Launches, and products of a library, that run with one call.
 
     Attributes:
         launches: in order; their addresses may be changed between two runs, by `set_address`.
@@ -60,7 +60,7 @@ class LaunchSequence(ABC):
 
     @abstractmethod
     def run(self) -> None:
-        """Start all launches, in order; does not wait for them."""
+        """Start all launches, each behind those that it must wait for; does not wait for them."""
 
     @abstractmethod
     def run_timed(self, ends: Sequence[int]) -> list[float]:
@@ -157,8 +157,13 @@ class Hardware(ABC):
         """What starts one of the functions of `load` by itself, in blocks of so many threads."""
 
     @abstractmethod
-    def sequence(self, launches: Sequence[Bound]) -> LaunchSequence:
-        """Ready launches to be run together."""
+    def sequence(self, launches: Sequence[Bound], after: Sequence[Sequence[int]] | None = None) -> LaunchSequence:
+        """Ready launches to be run together.
+
+        Args:
+            after: for each launch the numbers of those before it that it must wait for; None where each waits for the
+                one before it.
+        """
 
     @abstractmethod
     def seconds(self, launches: Sequence[Bound]) -> float:

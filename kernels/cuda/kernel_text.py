@@ -12,6 +12,7 @@ from typing import Any
 from staticgrad.graph.members import ARGUMENTS, Access, Member
 from staticgrad.graph.node import DType, Node
 from staticgrad.graph.structure import Level, Structure
+from staticgrad.kernels.cuda.launch import OPENING
 from staticgrad.kernels.cuda.points import NARROW, Axes
 from staticgrad.kernels.cuda.target import Target
 from staticgrad.kernels.expressions import BOOL, literal
@@ -58,7 +59,7 @@ class KernelText(GroupText):
             f"    {name}: {self.about(operand, dtype)}"
             for name, operand, dtype in zip(names, self.operands, self.dtypes, strict=True)
         ]
-        body = [*guard, "thread = int64(cuda.threadIdx.x)", "block = int64(cuda.blockIdx.x)", *self.top, *self.lines]
+        body = [*guard, *OPENING, *self.top, *self.lines]
         text = [f"def kernel({', '.join(names)}):", *self.title(), "", *about, '    """', *(f"    {x}" for x in body)]
         text += [f"\nlaunch_bounds = {self.threads}, {self.resident}"] if self.resident else []
         return Kernel("\n".join(text) + "\n", tuple(self.dtypes))

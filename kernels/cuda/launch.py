@@ -6,6 +6,10 @@ from dataclasses import dataclass
 
 from staticgrad.kernels.kernel import Kernel, Operand
 
+BLOCK = "block = int64(cuda.blockIdx.x)"
+OPENING = ("thread = int64(cuda.threadIdx.x)", BLOCK)  # the lines of every kernel that tell a thread which one it is
+GRID = "int64(cuda.gridDim.x)"  # the number of blocks
+
 
 @dataclass(frozen=True)
 class Launch:

@@ -44,11 +44,16 @@ class LaunchGraph(LaunchSequence):
 
     The first run loads the kernels and shows what fails. Later an address that differs from the last run's, such as
     that of a result which belongs to the caller, is changed in the graph; nothing is captured again.
+
+    Args:
+        after: for each launch those that it waits for in the graph, so that others run beside it; None where each waits
+            for the one before it.
     """
 
-    def __init__(self, gpu: GPU, launches: Sequence[Bound]) -> None:
+    def __init__(self, gpu: GPU, launches: Sequence[Bound], after: Sequence[Sequence[int]] | None = None) -> None:
         super().__init__(list(launches), set(range(len(launches))))
         self._gpu = gpu
+        self._after = [range(max(0, n - 1), n) for n in range(len(launches))] if after is None else after
         ends = [0]
         for one in launches:
             ends.append(ends[-1] + len(one.addresses))
@@ -132,13 +137,13 @@ class LaunchGraph(LaunchSequence):
         return ctypes.addressof(self._pointers) + 8 * self._ends[number]
 
     def _capture(self) -> None:
-        """Make the graph: each launch after the one before it."""
+        """Make the graph: each launch after those that it waits for."""
         call = self._gpu.call
         graph = call("cuGraphCreate", 0)
         try:
             nodes: list[tuple[Any, Any]] = []
             for number, one in enumerate(self.launches):
-                after = [node for node, _ in nodes[-1:]]
+                after = [nodes[other][0] for other in self._after[number]]
                 if isinstance(one, BoundProduct):
                     nodes.append((self._products.add(graph, after, one), None))
                     continue

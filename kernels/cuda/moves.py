@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from staticgrad.kernels.cuda.launch import blocks_for
+from staticgrad.kernels.cuda.launch import GRID, OPENING, blocks_for
 from staticgrad.kernels.cuda.target import Target
 from staticgrad.kernels.group_text import INT64
 from staticgrad.kernels.kernel import Kernel
 
 WORD = np.dtype(np.uint32)
 BYTE = np.dtype(np.uint8)
+_OPENING = "\n    ".join(OPENING)
 
 
 def fill(nbytes: int, target: Target) -> tuple[Kernel, int]:
@@ -20,10 +21,11 @@ def fill(nbytes: int, target: Target) -> tuple[Kernel, int]:
 
     p0: uint8, written
     """
-    i = int64(cuda.blockIdx.x) * {target.block} + int64(cuda.threadIdx.x)
+    {_OPENING}
+    i = block * {target.block} + thread
     while i < {nbytes}:
         p0[i] = uint8(255)
-        i += int64(cuda.gridDim.x) * {target.block}
+        i += {GRID} * {target.block}
 '''
     return Kernel(source, (BYTE,)), blocks_for(nbytes, target.block, target.blocks)
 
@@ -44,10 +46,11 @@ def copy(nbytes: int, target: Target, *, guarded: bool) -> tuple[Kernel, int]:
     p0: {dtype}, read
     p1: {dtype}, written
     """{guard}
-    i = (int64(cuda.blockIdx.x) * {target.block} + int64(cuda.threadIdx.x)) * {lanes}
+    {_OPENING}
+    i = (block * {target.block} + thread) * {lanes}
     while i < {count}:
         {move}
-        i += int64(cuda.gridDim.x) * {target.block * lanes}
+        i += {GRID} * {target.block * lanes}
 '''
     dtypes = (dtype, dtype, INT64) if guarded else (dtype, dtype)
     return Kernel(source, dtypes), blocks_for(count // lanes, target.block, target.blocks)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from staticgrad.kernels.cuda.launch import Launch, blocks_for
+from staticgrad.kernels.cuda.launch import GRID, Launch, blocks_for
 from staticgrad.kernels.cuda.points import Axes
 from staticgrad.kernels.cuda.product_text import Outcome, ProductText, Spot, indented, times
 from staticgrad.kernels.cuda.target import Target
@@ -28,7 +28,7 @@ def joined_product(
     text.lines += [
         f"e = {times(f'(block * {target.block} + thread)', lanes)}",
         f"while e < {size}:",
-        *indented([*body, f"e += int64(cuda.gridDim.x) * {step}"]),
+        *indented([*body, f"e += {GRID} * {step}"]),
     ]
     kernel = text.kernel(guarded=guarded)
     return Launch(kernel, tuple(text.operands), blocks_for(size // lanes, target.block, 2**20), target.block)

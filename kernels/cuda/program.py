@@ -268,7 +268,8 @@ class Program(CompiledGraph):
             from staticgrad.kernels.cuda.compiler import kernels_of
 
             functions = self.hardware.load(self._code, kernels_of(self._facts))
-            sequence = self.hardware.sequence([self._bound(functions, *step) for step in self._facts["steps"]])
+            bound = [self._bound(functions, *step) for step in self._facts["steps"]]
+            sequence = self.hardware.sequence(bound, self._facts["after"])
             self.__dict__["_sequence"] = sequence  # `_bind` needs it
             try:
                 self._place_constants()
@@ -361,7 +362,10 @@ class Prepared(PreparedRuns):
 
 
 class TimedProgram:
-    """A program that tells how long each group of its plan took on the device."""
+    """A program that tells how long each group of its plan took on the device.
+
+    Its launches run one by one. The time of one that does the work of several groups is divided among them by blocks.
+    """
 
     def __init__(self, program: Program) -> None:
         self._program = program
@@ -371,12 +375,15 @@ class TimedProgram:
         program = self._program
         with program._lock:
             program._bind_all(inputs, outputs)
-            ends = [*program._facts["ends"], len(program._facts["steps"])]
-            seconds = program._sequence.run_timed(ends)
+            seconds = program._sequence.run_timed(range(1, len(program._facts["steps"]) + 1))
             failed = program._may_fail and program._has_failed()
         if failed:
             program.fail()
-        return np.array(seconds)
+        found = np.zeros(len(program.calls) + 1)
+        for taken, shares in zip(seconds, program._facts["shares"], strict=True):
+            for group, share in shares:
+                found[group] += taken * share
+        return found
 
 
 def _apart(nbytes: int) -> int:

@@ -10,10 +10,9 @@ from staticgrad.graph.node import Node
 from staticgrad.graph.structure import Level
 from staticgrad.graph.views import Layout
 from staticgrad.kernels.cuda.kernel_text import KernelText, Points, is_position
-from staticgrad.kernels.cuda.launch import blocks_for
+from staticgrad.kernels.cuda.launch import GRID, blocks_for
 from staticgrad.kernels.cuda.online import Values
 from staticgrad.kernels.cuda.stages import (
-    GRID,
     IN_FLIGHT,
     GroupStages,
     condition,

@@ -228,7 +228,7 @@ class SimulatedGPU(Hardware):
 
         return start
 
-    def sequence(self, launches: Sequence[Bound]) -> LaunchSequence:
+    def sequence(self, launches: Sequence[Bound], after: Sequence[Sequence[int]] | None = None) -> LaunchSequence:
         return _SimulatedSequence(list(launches), memory=self.memory, library=self._library)
 
     def seconds(self, launches: Sequence[Bound]) -> float:
@@ -393,4 +393,5 @@ def _names() -> Mapping[str, Any]:
     names |= {"shared_memory": _shared_memory}
     names |= {"checked_position": _checked_position, "load2": _load(2), "load4": _load(4), "store2": _store}
     names |= {"store4": _store, "inf": float("inf"), "nan": float("nan"), "errstate": np.errstate}
+    names["part"] = lambda function: function
     return names | {"cuda": toolkit.cuda, "min": min, "range": range, "bool": bool}

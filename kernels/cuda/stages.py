@@ -9,7 +9,7 @@ from staticgrad.graph.members import Member
 from staticgrad.graph.node import Node
 from staticgrad.graph.structure import Level, Structure, place_passes
 from staticgrad.kernels.cuda.kernel_text import KernelText, Points
-from staticgrad.kernels.cuda.launch import blocks_for
+from staticgrad.kernels.cuda.launch import GRID, blocks_for
 from staticgrad.kernels.cuda.online import Online, with_online
 from staticgrad.kernels.cuda.points import Axes, lanes_of
 from staticgrad.kernels.cuda.target import VECTOR_BYTES, Target
@@ -19,7 +19,6 @@ IN_FLIGHT = 4  # vectors that one thread has in hand at once: it waits for memor
 UNBOUNDED = 256  # threads of a block that may each have all the registers there are
 PART = 64  # terms of a sum that one thread adds up at least, before parts are added
 ALIGNMENT = 64
-GRID = "int64(cuda.gridDim.x)"  # the number of blocks
 
 
 @dataclass(frozen=True)

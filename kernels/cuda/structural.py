@@ -12,7 +12,7 @@ from math import gcd
 from staticgrad.graph.fusion import stored_operand
 from staticgrad.graph.members import Members
 from staticgrad.graph.node import DType, Node
-from staticgrad.kernels.cuda.launch import Launch, blocks_for
+from staticgrad.kernels.cuda.launch import GRID, OPENING, Launch, blocks_for
 from staticgrad.kernels.cuda.points import NARROW, lanes_of
 from staticgrad.kernels.cuda.target import VECTOR_BYTES, Target
 from staticgrad.kernels.expressions import BOOL, literal
@@ -21,7 +21,6 @@ from staticgrad.kernels.kernel import Kernel, Operand
 
 ALIGNMENT = 64  # bytes: values in working memory start at multiples of it
 MOST_BLOCKS = 2**20
-GRID = "int64(cuda.gridDim.x)"  # the number of blocks
 Lowering = Callable[["Call"], list[Launch]]
 
 _lowerings: dict[str, Lowering] = {}
@@ -186,7 +185,7 @@ class CallText:
     def launch(self, *, one_block: bool = False) -> Launch:
         """The finished kernel, and how it is launched."""
         guard = [f"if {self.status()}[0] != 0:", "    return"] if self.call.guarded else []
-        body = [*guard, "thread = int64(cuda.threadIdx.x)", "block = int64(cuda.blockIdx.x)", *self.top, *self.lines]
+        body = [*guard, *OPENING, *self.top, *self.lines]
         text = [f"def kernel({', '.join(self._pointers)}):", f'    """{about(self.call.node)}"""', *indented(body)]
         operands, dtypes = zip(*self._pointers.values(), strict=True)
         kernel = Kernel("\n".join(text) + "\n", dtypes)

@@ -8,10 +8,9 @@ from math import prod
 from staticgrad.graph.members import Member
 from staticgrad.graph.structure import Level
 from staticgrad.kernels.cuda.kernel_text import KernelText, Points
-from staticgrad.kernels.cuda.launch import blocks_for
+from staticgrad.kernels.cuda.launch import GRID, blocks_for
 from staticgrad.kernels.cuda.points import Axes
 from staticgrad.kernels.cuda.stages import (
-    GRID,
     PART,
     GroupStages,
     Sum,

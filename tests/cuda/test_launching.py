@@ -11,6 +11,7 @@ import pytest
 from builder import Builder
 from gpu_runs import check_same, program_of
 from gpu_sizes import SIZES
+from simulated import unmerged
 from trainings import host
 
 import staticgrad as sg
@@ -64,6 +65,35 @@ def test_a_replayed_graph_gives_what_plain_launches_give() -> None:
             found.append([array.to_host() for array in (*outputs, states[number])])
         for replayed, plain in zip(*found, strict=True):
             check_same(replayed, plain, f"run {turn}")
+
+
+def test_merged_launches_give_what_they_give_apart() -> None:
+    """A chain that one block does in turn, and a step of training, some of whose launches share a kernel."""
+    b = Builder()
+    x, y = b.argument((32,)), b.argument((32,))
+    chain = x
+    for _ in range(60):
+        chain = b("tanh", b("mul", chain, y))
+    train, _ = train_step()
+    train(*batch())
+    for graph in (rewrite(b.graph(chain)), train.last.captured.graph):
+        merged = program_of(graph)
+        with unmerged():
+            apart = program_of(graph)
+        assert len(merged._facts["steps"]) < len(apart._facts["steps"])
+        found = []
+        for program in (merged, apart):
+            generator = np.random.default_rng(0)
+            inputs = [
+                DeviceArray.from_host(program.hardware, np.asarray(generator.random(leaf.shape) + 1, leaf.dtype))
+                for leaf in graph.inputs
+            ]
+            for _ in range(RUNS):
+                outputs = outputs_of(program)
+                program.run(inputs, outputs)
+            found.append([array.to_host() for array in (*outputs, *inputs)])
+        for one, other in zip(*found, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
 def train_step() -> tuple[Callable[..., Any], nn.Module]:

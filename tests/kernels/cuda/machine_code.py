@@ -1,6 +1,6 @@
 """Compiles kernels for GPUs that need not be there, and prints what each takes: run by `test_machine_code.py`.
 
-    python machine_code.py ops|models|shapes|lengths
+    python machine_code.py ops|models|shapes|lengths|merges
 
 It is a program of its own because Numba is either its CUDA compiler or its simulator for a whole process.
 """
@@ -28,7 +28,7 @@ from staticgrad.graph.rewrite import rewrite  # noqa: E402
 from staticgrad.kernels.cuda import toolkit  # noqa: E402
 from staticgrad.kernels.cuda.any_length import AnyLength, Way  # noqa: E402
 from staticgrad.kernels.cuda.compiler import planned  # noqa: E402
-from staticgrad.kernels.cuda.lower import Step, lower  # noqa: E402
+from staticgrad.kernels.cuda.lower import lower  # noqa: E402
 from staticgrad.kernels.cuda.target import Target  # noqa: E402
 from staticgrad.kernels.kernel import Kernel  # noqa: E402
 
@@ -91,6 +91,29 @@ def graphs_of_shapes() -> Iterator[Graph]:
         yield b.graph(scaled, loss, b("sum", scaled, axis=(0,)), b("argmax", x, axis=(1,)))
 
 
+def graphs_of_merges() -> Iterator[Graph]:
+    """A step of a small model, most of whose launches are made one side by side, and a chain, which is one in turn."""
+    model = sg.nn.Sequential(sg.nn.Linear(64, 64), sg.nn.Tanh(), sg.nn.Linear(64, 64), sg.nn.Tanh())
+    opt = sg.optim.Adam(model.parameters())
+
+    def step(x: sg.Tensor) -> sg.Tensor:
+        loss = sg.mean(model(x))
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
+        return loss
+
+    def chain(x: sg.Tensor, a: sg.Tensor) -> sg.Tensor:
+        for _ in range(100):
+            x = sg.tanh(x * a)
+        return sg.sum(x)
+
+    for function, shapes in ((step, [(32, 64)]), (sg.grad(chain), [(64,), (64,)])):
+        compiled = sg.compile(function)
+        compiled(*(np.ones(shape, np.float32) for shape in shapes))
+        yield compiled.last.captured.graph
+
+
 def kernels_of_any_length() -> Iterator[Kernel]:
     """The elementwise ops one by one, with operands that lie in each of the ways."""
     turns = [Way("each"), Way("number"), Way("cycle"), Way("run"), Way("one"), Way("block", False), Way("cycle", False)]
@@ -113,13 +136,13 @@ def main(what: str) -> None:
     """Print each kernel's resources on each GPU, as JSON."""
     kernels: dict[str, Kernel] = {}
     blocks: dict[str, int] = {}
-    graphs = {"ops": graphs_of_ops, "models": graphs_of_models, "shapes": graphs_of_shapes}
+    graphs = {"ops": graphs_of_ops, "models": graphs_of_models, "shapes": graphs_of_shapes, "merges": graphs_of_merges}
     for kernel in kernels_of_any_length() if what == "lengths" else ():
         kernels[kernel.symbol], blocks[kernel.symbol] = kernel, Target().block
     for graph in graphs[what]() if what in graphs else ():
-        lowered = lower(graph, planned(graph, reuse=True), Target(), poison=True)
+        lowered = lower(graph, planned(graph, reuse=True), Target(), poison=what != "merges")
         kernels |= lowered.kernels
-        blocks |= {step.symbol: step.block for step in lowered.steps if isinstance(step, Step)}
+        blocks |= {step.symbol: step.block for step in lowered.steps}
     found = []
     for capability in CAPABILITIES:
         texts = [toolkit.ptx_of(kernel, capability) for kernel in kernels.values()]

@@ -1,17 +1,22 @@
-"""Runs a node's launches in the simulator, on memory of its own."""
+"""Runs programs in the simulator, and the launches of a node on memory of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import pytest
 from builder import Builder
 
 from staticgrad.graph.members import Members
 from staticgrad.graph.node import Node
+from staticgrad.kernels.cuda import merge
 from staticgrad.kernels.cuda import simulator as sim
+from staticgrad.kernels.cuda.array import DeviceArray
 from staticgrad.kernels.cuda.launch import Launch
+from staticgrad.kernels.cuda.program import Program
 from staticgrad.kernels.cuda.structural import lower_call
 from staticgrad.kernels.cuda.target import Target
 from staticgrad.kernels.kernel import Operand
@@ -65,3 +70,22 @@ def launches_of(node: Node, target: Target) -> list[Launch]:
 
 def _launch(one: Launch, memory: sim.Memory, addresses: Sequence[int]) -> None:
     sim.launch(sim.build(one.kernel), one.kernel.dtypes, memory, addresses, one.grid, one.block)
+
+
+def run_program(program: Program, arrays: Sequence[Array]) -> list[Array]:
+    """Outputs, then all inputs as the run leaves them."""
+    gpu = program.hardware
+    states = [leaf.attributes["role"] == "state" for leaf in program.graph.inputs]
+    inputs = [DeviceArray.from_host(gpu, x) if state else x.copy() for x, state in zip(arrays, states, strict=True)]
+    outputs = [DeviceArray.from_host(gpu, np.full(n.shape, 7).astype(n.dtype)) for n in program.graph.outputs]
+    program.run(inputs, outputs)
+    return [x.to_host() if isinstance(x, DeviceArray) else x for x in [*outputs, *inputs]]
+
+
+@contextmanager
+def unmerged() -> Iterator[None]:
+    """Programs that are compiled inside the block keep their launches apart."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(merge, "_is_small", lambda step, target: False)
+        patch.setattr(merge, "_can_follow", lambda chain, step: False)
+        yield

@@ -17,6 +17,7 @@ from builder import Builder
 from cuda.bindings import driver as real
 from fake_contexts import Device
 from fake_driver import FakeDriver, open_gpu
+from simulated import unmerged
 
 import staticgrad as sg
 from staticgrad.graph.errors import DeviceError, OutOfMemoryError
@@ -36,7 +37,8 @@ def running_sum(gpu: GPU) -> Program:
     """A program of two launches."""
     b = Builder()
     x = b("cumulative_sum", b.argument((3,)), axis=0, reverse=False)
-    return compile_graph(b.graph(b("cumulative_sum", x, axis=0, reverse=False)), gpu)
+    with unmerged():
+        return compile_graph(b.graph(b("cumulative_sum", x, axis=0, reverse=False)), gpu)
 
 
 def break_down(gpu: GPU) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 FILE = 65536  # registers of a multiprocessor
-REGISTERS = {"points and rows": 96, "products": 255}
+REGISTERS = {"points and rows": 96, "products": 255, "in turn": 255}  # a block in turn has a multiprocessor for itself
 
 
 def compiled(what: str) -> list[dict[str, Any]]:
@@ -28,13 +28,21 @@ def compiled(what: str) -> list[dict[str, Any]]:
     return found
 
 
-@pytest.mark.parametrize("what", ["ops", "models", "shapes", "lengths"])
-def test_no_kernel_spills(what: str) -> None:
+KINDS = [("ops", 20), ("models", 20), ("shapes", 20), ("lengths", 20), ("merges", 10)]
+
+
+@pytest.mark.parametrize(("what", "count"), KINDS)
+def test_no_kernel_spills(what: str, count: int) -> None:
     found = compiled(what)
     assert {tuple(kernel["on"]) for kernel in found} == {(8, 0), (9, 0)}
-    assert len(found) > 20
+    assert len(found) > count
+    if what == "merges":
+        sources = [kernel["source"] for kernel in found]
+        assert any("Launches side by side" in source for source in sources)
+        assert any("Launches in turn" in source for source in sources)
     for kernel in found:
         kind = "products" if "shared_memory" in kernel["source"] else "points and rows"
+        kind = "in turn" if "Launches in turn" in kernel["source"] else kind
         assert kernel["spills"] == 0, kernel["source"]
         assert kernel["registers"] <= REGISTERS[kind], kernel["source"]
         assert -(-kernel["registers"] // 8) * 8 * kernel["block"] <= FILE, kernel["source"]  # else it cannot be started

@@ -14,6 +14,7 @@ import pytest
 from builder import Builder, arrays_for, graphs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from simulated import run_program as run
 
 from staticgrad.graph.errors import FileFormatError, IndexRangeError, OutOfMemoryError
 from staticgrad.graph.interpret import interpret
@@ -32,16 +33,6 @@ TARGETS = (
     Target(warp=4, block=16, largest_block=16, processors=1, small=0),
     Target(warp=4, block=8, largest_block=8, processors=2, small=10_000),
 )
-
-
-def run(program: Program, arrays: Sequence[Array]) -> list[Array]:
-    """Outputs, then all inputs as the run leaves them."""
-    gpu = program.hardware
-    states = [leaf.attributes["role"] == "state" for leaf in program.graph.inputs]
-    inputs = [DeviceArray.from_host(gpu, x) if state else x.copy() for x, state in zip(arrays, states, strict=True)]
-    outputs = [DeviceArray.from_host(gpu, np.full(n.shape, 7).astype(n.dtype)) for n in program.graph.outputs]
-    program.run(inputs, outputs)
-    return [x.to_host() if isinstance(x, DeviceArray) else x for x in [*outputs, *inputs]]
 
 
 def expected(graph: Graph, arrays: Sequence[Array]) -> list[Array]:
