@@ -31,7 +31,6 @@ from staticgrad.kernels.kernel import Kernel
 
 FRESH = 0xA5  # what the simulator fills new memory with
 SEEN = 4  # bytes of FRESH that are no value by chance
-Contents = dict[int, np.ndarray[Any, Any]]
 _BUILD, _LAUNCH, _POINTER = simulator.build, simulator.launch, simulator.Pointer
 _EXCHANGE, _CHECK = simulator._exchange, simulator._check
 _SYNCTHREADS = numba_simulator.BlockThread.syncthreads
@@ -41,14 +40,21 @@ class Race(AssertionError):  # noqa: N818, the name of the fault
     """A launch that might go wrong on a GPU."""
 
 
-def _contents(memory: Memory) -> Contents:
-    """All bytes of the device, by address."""
-    return {start: block.copy() for start, (block, _) in memory._blocks.items()}
+class _Contents:
+    """The bytes of what a launch works on, as they are now."""
 
+    def __init__(self, memory: Memory, addresses: Sequence[int]) -> None:
+        self._blocks = {start: block for block, start in map(memory.block, addresses)}
+        self._copies = {start: block.copy() for start, block in self._blocks.items()}
 
-def _restore(memory: Memory, contents: Contents) -> None:
-    for start, block in contents.items():
-        memory.at(start)[:] = block
+    def restore(self) -> None:
+        """Write them back."""
+        for start, block in self._copies.items():
+            self._blocks[start][:] = block
+
+    def differ(self) -> bool:
+        """Whether other bytes are there now."""
+        return any((self._blocks[start] != block).any() for start, block in self._copies.items())
 
 
 class Watch:
@@ -86,13 +92,13 @@ class Watch:
         faults = self._before(dtypes, addresses, block)
         run = partial(self._run, function, dtypes, memory, addresses, grid, block)
         with self._lock:
-            before = _contents(memory)
+            before = _Contents(memory, addresses)
             launched = run()
             self.launches += 1
             self.accesses += len(launched.accesses)
             faults += launched.strangers()
             conflicts = launched.conflicts()
-            if conflicts and self._matters(conflicts, memory, before, run):
+            if conflicts and self._matters(conflicts, before, _Contents(memory, addresses), run):
                 faults += map(launched.told_conflict, conflicts)
         if faults:
             raise Race("\n".join([f"{launched.symbol}, {grid} blocks of {block}:", *faults, *launched.source]))
@@ -110,25 +116,24 @@ class Watch:
         return launched
 
     def _matters(
-        self, conflicts: Sequence[Conflict], memory: Memory, before: Contents, run: Callable[[], Launched]
+        self, conflicts: Sequence[Conflict], before: _Contents, after: _Contents, run: Callable[[], Launched]
     ) -> bool:
         """Whether the launch leaves something else where what is read in conflicts is another value."""
         if not all(conflict.reads for conflict in conflicts):
             return True
-        after = _contents(memory)
         self._doubted = set().union(*(conflict.reads for conflict in conflicts))
         try:
             for self._large in (False, True):
                 self.repeated += 1
-                _restore(memory, before)
+                before.restore()
                 run()
-                if any((after[start] != block).any() for start, block in _contents(memory).items()):
+                if after.differ():
                     return True
         except (Race, IndexError):
             return True
         finally:
             self._doubted = set()
-            _restore(memory, after)
+            after.restore()
         return False
 
     def _before(self, dtypes: Sequence[DType], addresses: Sequence[int], block: int) -> list[str]:
