@@ -44,6 +44,8 @@ class GPU(Hardware):
     Attributes:
         call: calls a function of the driver.
         driver: the module that has the driver's functions and types.
+        streams: the handles of all streams. What waits for everything waits for these, not for the whole context: that
+            would end the capture of a stream in another thread.
         idle_streams: handles and events of streams that nobody holds any more.
 
     Raises:
@@ -72,6 +74,7 @@ class GPU(Hardware):
         self.call("cuCtxSetCurrent", self._context)
         self._pool = self.call("cuDeviceGetDefaultMemPool", self._device)
         self._pool_attribute("RELEASE_THRESHOLD", 2**63 - 1)  # keep what is freed for the next allocation
+        self.streams: list[Any] = []
         self.idle_streams: list[tuple[Any, Any]] = []
         self._default = Stream(self)
         self._staging = Staging(self)
@@ -176,7 +179,8 @@ class GPU(Hardware):
         """Give back what nobody uses: cycles of Python objects may hold memory, and the pool what has been freed."""
         gc.collect()
         if self._pool is not None:
-            self.driver.cuCtxSynchronize()
+            for stream in tuple(self.streams):
+                self.driver.cuStreamSynchronize(stream)
             self.driver.cuMemPoolTrimTo(self._pool, 0)
 
     def memory_info(self) -> tuple[int, int]:
@@ -212,7 +216,8 @@ class GPU(Hardware):
 
     def synchronize(self) -> None:
         self._enter()
-        self.call("cuCtxSynchronize")
+        for stream in tuple(self.streams):
+            self.call("cuStreamSynchronize", stream)
 
     # ------------------------------------------------------------ kernels
 
