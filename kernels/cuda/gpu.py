@@ -57,6 +57,7 @@ class GPU(Hardware):
         self.driver = toolkit.driver() if driver is None else driver
         self.name = f"cuda:{ordinal}"
         self._pool: Any = None
+        self.streams: list[Any] = []
         self.call = Calls(self.driver, self.name, self._reclaim)
         self._compiler = compiler
         self._thread = _Thread()
@@ -74,7 +75,6 @@ class GPU(Hardware):
         self.call("cuCtxSetCurrent", self._context)
         self._pool = self.call("cuDeviceGetDefaultMemPool", self._device)
         self._pool_attribute("RELEASE_THRESHOLD", 2**63 - 1)  # keep what is freed for the next allocation
-        self.streams: list[Any] = []
         self.idle_streams: list[tuple[Any, Any]] = []
         self._default = Stream(self)
         self._staging = Staging(self)
