@@ -9,11 +9,12 @@ kernels between two levels can lie between two kernels. All work at a node is bo
 from __future__ import annotations
 
 import heapq
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from itertools import pairwise
 
 from staticgrad.graph.epilogue import can_follow, is_light, product_of, stand_in
 from staticgrad.graph.group import Group
+from staticgrad.graph.hoisting import ahead
 from staticgrad.graph.lifetimes import aligned
 from staticgrad.graph.matrix_layout import matrix_layout
 from staticgrad.graph.members import Member, Members
@@ -35,6 +36,7 @@ def fuse(graph: Graph) -> list[Group]:
     for node in graph.nodes:
         if node in copied or (node.op.kind not in ("view", "leaf") and node.op.name != "iota"):
             clusters.add(node, reads_of(node, members))
+    clusters.hoist()
     clusters.join_siblings()
     clusters.join_numbers()
     clusters.sink()
@@ -212,6 +214,44 @@ class _Clusters:
         for cluster, level in levels.items():
             cluster.level = level
 
+    def hoist(self) -> None:
+        """Make numbers ahead of the rows, where two kernels over the rows are one kernel then (`graph.hoisting`)."""
+        for cluster in dict.fromkeys(self.home.values()):
+            for reader in sorted(cluster.readers, key=_first_serial):
+                stand = all(self.home[each.nodes[0]] is each for each in (cluster, reader))
+                if stand and cluster.size == reader.size > 1:
+                    self._hoist(cluster, reader)
+
+    def _hoist(self, cluster: _Cluster, reader: _Cluster) -> None:
+        """Give the numbers of `cluster` that `reader` needs a kernel of their own, if the rest joins with it then."""
+        members = cluster.members
+        shared = (cluster.reads | set(cluster.nodes)) & reader.reads
+        if members is None or reader.members is None or all(owner.size < cluster.size for owner in shared):
+            return
+        first = ahead(members, reader.reads, cluster.size)
+        left = [member for member in members if member.node not in first]
+        if not first or analyse(sorted([*left, *reader.members], key=_serial)) is None:
+            return
+        levels = _lifted({cluster: cluster.level + 1})
+        number = [member for member in members if member.node in first]
+        if levels is None or analyse(number) is None:
+            return
+        for raised, level in levels.items():
+            raised.level = level
+        made = _Cluster(number[0].node, number[0], cluster.level - 1)
+        self._divide(cluster, made, left, number)
+        if not self._join(cluster, reader):
+            self._divide(made, cluster, [], members)
+
+    def _divide(self, first: _Cluster, second: _Cluster, firsts: list[Member], seconds: list[Member]) -> None:
+        """Give two clusters other members; who reads them finds out."""
+        touched = {first, second, *first.readers, *second.readers}
+        for cluster, members in ((first, firsts), (second, seconds)):
+            self._redistribute(cluster, members, self._outside_reads(members))
+            cluster.size = max((member.reach for member in members), default=0)
+        for cluster in touched:
+            self._link(cluster)
+
     def sink(self) -> None:
         """Move values to the one kernel that reads them where that saves memory (`graph.sinking`)."""
         for cluster in dict.fromkeys(self.home.values()):
@@ -368,12 +408,17 @@ def _raised(first: _Cluster, second: _Cluster) -> dict[_Cluster, int] | None:
     """New levels when two clusters become one: readers of the lower one move up. None if too many would."""
     sources = (first.sources | second.sources) - {first, second}
     level = max(1 + max((source.level for source in sources), default=0), min(first.level, second.level))
-    levels = {first: level, second: level}
-    pending = [first, second]
+    return _lifted({first: level, second: level})
+
+
+def _lifted(changed: Mapping[_Cluster, int]) -> dict[_Cluster, int] | None:
+    """New levels when some clusters get other ones: their readers stay above them. None if too many would move."""
+    levels = dict(changed)
+    pending = list(changed)
     while pending:
         cluster = pending.pop()
         for reader in cluster.readers:
-            if reader is first or reader is second:
+            if reader in changed:
                 continue
             if levels.get(reader, reader.level) <= levels[cluster]:
                 levels[reader] = levels[cluster] + 1

@@ -8,7 +8,7 @@ computed again where that is cheap, read back where it is stored anyway, or kept
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -144,7 +144,7 @@ def analyse(members: Sequence[Member]) -> Structure | None:
     nest = _nest(members, size, rows)
     if nest is None:
         return None
-    structure = Structure(tuple(members), size, rows, *nest, level, _stages(members, level))
+    structure = Structure(tuple(members), size, rows, *nest, level, stages_of(members, level))
     return structure if _affordable(structure) else None
 
 
@@ -268,7 +268,8 @@ def _nest(members: Sequence[Member], size: int, rows: int | None) -> tuple[tuple
     return tuple(extents[:outer]), tuple(extents[outer:])
 
 
-def _stages(members: Sequence[Member], level: dict[Node, Level]) -> dict[Node, int]:
+def stages_of(members: Sequence[Member], level: Mapping[Node, Level]) -> dict[Node, int]:
+    """For each member the stage that `Structure` speaks of."""
     stage: dict[Node, int] = {}
     for member in members:
         accesses = member.accesses if member.source is None else (*member.accesses, member.source)

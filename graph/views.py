@@ -45,6 +45,11 @@ def contiguous_strides(shape: Shape) -> tuple[int, ...]:
     return tuple(reversed(strides))
 
 
+def around(shape: Shape, axis: int) -> tuple[int, int]:
+    """How many elements lie before and after an axis: an array in order is indexed by (before, axis, after)."""
+    return math.prod(shape[:axis]), math.prod(shape[axis + 1 :])
+
+
 def own_storage(node: Node) -> Strided:
     """All of `node` in its own storage."""
     return Strided(node, 0, contiguous_strides(node.shape), node.shape)

@@ -11,16 +11,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import json
 import os
 import stat
 import struct
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 FORMAT_VERSION = 1
 DEFAULT_LIMIT = 512 * 2**20
@@ -28,7 +27,6 @@ STALE_SECONDS = 3600  # a temporary file older than this belongs to a writer tha
 _LOOK_EVERY = 1 / 16  # of the limit: bytes written between two looks at the size of the folder
 _MAGIC = b"SGCACHE\n"
 _HEADER = struct.Struct("<8sIIQ32s")  # magic, format version, length of the name, length of the payload, sha256
-_LENGTH = struct.Struct("<Q")
 _SUFFIX = ".entry"
 _TEMPORARY = ".tmp"
 _NOT_FOUND = (errno.ENOENT, errno.ENOTDIR)
@@ -86,24 +84,6 @@ def default_directory() -> Path | None:
         return _absolute(own)
     base = os.environ.get("XDG_CACHE_HOME", "")
     return _absolute(os.path.join(base if os.path.isabs(base) else "~/.cache", "staticgrad"))
-
-
-def pack_program(metadata: Mapping[str, Any], code: bytes) -> bytes:
-    """One payload for a program: what is needed to run it, as JSON, and its native code."""
-    text = json.dumps(metadata, sort_keys=True, separators=(",", ":")).encode()
-    return b"".join((_LENGTH.pack(len(text)), text, code))
-
-
-def unpack_program(payload: bytes) -> tuple[dict[str, Any], bytes]:
-    """The metadata and the native code that `pack_program` joined; ValueError when the payload is something else."""
-    start = _LENGTH.size
-    if len(payload) < start:
-        raise ValueError(f"unpack_program: expected a packed program; got {len(payload)} bytes; compile again")
-    end = start + _LENGTH.unpack_from(payload)[0]
-    metadata = json.loads(payload[start:end])
-    if not isinstance(metadata, dict):
-        raise ValueError(f"unpack_program: the metadata must be a table; got {type(metadata).__name__}; compile again")
-    return metadata, payload[end:]
 
 
 class DiskCache:

@@ -24,9 +24,10 @@ def _check(context: Any, builder: Any, signature: Any, arguments: Any, *, from_t
         place = builder.select(negative, builder.add(index, extent), index)
     outside = builder.icmp_unsigned(">=", place, extent)
     with builder.if_then(outside, likely=False):
-        first = builder.icmp_signed("==", builder.load(status), _WORD(0))
-        with builder.if_then(first):
-            for word, value in enumerate((builder.load(code), index, extent)):
+        # In one step, since a GPU's threads share the status block: of all that find one out of range one reports it.
+        before = builder.cmpxchg(status, _WORD(0), builder.load(code), "monotonic", "monotonic")
+        with builder.if_then(builder.extract_value(before, 1)):
+            for word, value in ((1, index), (2, extent)):
                 builder.store(value, builder.gep(status, [_WORD(word)]))
     return builder.select(outside, _WORD(0), place)
 

@@ -19,6 +19,7 @@ from staticgrad.graph.op import Op
 
 if TYPE_CHECKING:
     from staticgrad.kernels.cache import DiskCache
+    from staticgrad.kernels.program import CompiledGraph, PreparedRuns
 
 Array = Any  # a NumPy array, or what another device has in its place
 HostArray = np.ndarray[Any, Any]
@@ -111,15 +112,23 @@ class Device(ABC):
     @abstractmethod
     def prepare(
         self, program: Any, fixed: Mapping[int, Array], numbers: Mapping[int, str], changing: Sequence[int]
-    ) -> Any:
-        """Runs of a program that have most of their arrays in common; see `kernels.cpu.program.Prepared`."""
+    ) -> PreparedRuns:
+        """Runs of a program that have most of their arrays in common; see `kernels.program.PreparedRuns`."""
 
     @abstractmethod
-    def compile(self, graph: Graph, *, reuse: bool = True, poison: bool = False, cache: DiskCache | None = None) -> Any:
-        """A program that computes a graph here; see `kernels.cpu.program.compile_graph`."""
+    def compile(
+        self, graph: Graph, *, reuse: bool = True, poison: bool = False, cache: DiskCache | None = None
+    ) -> CompiledGraph:
+        """A program that computes a graph here, or the same one from `cache` if it has been compiled before.
+
+        Args:
+            reuse: False gives every value bytes of its own, and copies state at the end.
+            poison: fill memory with NaN before each run, and each slot when its value is dead.
+            cache: where programs are kept on disk; None keeps nothing.
+        """
 
     @abstractmethod
-    def load(self, data: bytes) -> Any:
+    def load(self, data: bytes) -> CompiledGraph:
         """A program from its bytes."""
 
 
@@ -179,15 +188,20 @@ def common_device(name: str, values: Sequence[Array]) -> Device:
     Raises:
         DeviceError: the operands live on different devices.
     """
-    names = dict.fromkeys(value.device for value in values)
-    if len(names) > 1:
-        names = dict.fromkeys(value.device for value in values if value.shape or value.device != "cpu")
-    if len(names) > 1:
-        listed = ", ".join(f"{value.dtype}{list(value.shape)} on {value.device}" for value in values)
-        raise DeviceError(
-            f"{name}: operands must live on one device; got {listed}; move one with .to({next(iter(names))!r})"
-        )
-    return find_device(next(iter(names), "cpu"))
+    found = "cpu"
+    settled = False  # whether an operand says so that is no number
+    for value in values:
+        device = value.device
+        if value.shape or device != "cpu":
+            if settled and device != found:
+                raise _on_several(name, values, found)
+            found, settled = device, True
+    return _devices.get(found) or find_device(found)
+
+
+def _on_several(name: str, values: Sequence[Array], first: str) -> DeviceError:
+    listed = ", ".join(f"{value.dtype}{list(value.shape)} on {value.device}" for value in values)
+    return DeviceError(f"{name}: operands must live on one device; got {listed}; move one with .to({first!r})")
 
 
 def forget(name: str) -> None:

@@ -46,7 +46,9 @@ class GroupText:
 
     def about(self, operand: Operand, dtype: DType) -> str:
         """What a pointer of the kernel is, for its docstring."""
-        if operand.kind in ("scratch", "own", "joint") and operand.node is not None:
+        if operand.kind == "own":
+            return f"{dtype}, working memory that the kernels of a group share"
+        if operand.kind in ("scratch", "joint") and operand.node is not None:
             elements = operand.node.size if operand.node in self.wide else self.structure.row_size
             return f"{dtype}, working memory of {elements} elements"
         if operand.kind != "storage" or operand.node is None:

@@ -14,7 +14,8 @@ from staticgrad.graph.node import DType, Node
 class Kernel:
     """Source of `def kernel(p0, p1, …)` and the dtypes behind its pointers. Equal text is one kernel.
 
-    After the pointers come `numbers` integers: none, or first the turns [begin, end) of its outermost loop.
+    After the pointers come `numbers` integers: none, or first the turns [begin, end) of its outermost loop; and then,
+    in kernels for a GPU, numbers of the dtypes in `values`.
 
     The source depends on positions, shapes and strides only, never on the user's names or files, so that equal groups
     of nodes give equal text.
@@ -23,10 +24,11 @@ class Kernel:
     source: str
     dtypes: tuple[DType, ...]
     numbers: int = 0
+    values: tuple[DType, ...] = ()
 
     @cached_property
     def symbol(self) -> str:
-        names = " ".join(dtype.name for dtype in self.dtypes)
+        names = " ".join(dtype.name for dtype in (*self.dtypes, *self.values))
         return "kernel_" + hashlib.sha256(f"{self.source}\n{names}".encode()).hexdigest()[:16]
 
 

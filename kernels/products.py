@@ -32,6 +32,46 @@ class Matrix:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredProduct:
+    """`C = op(A) @ op(B)` on row-major matrices of constant shape, `batch` times, wherever they lie.
+
+    `op(A)` is (m, k), `op(B)` is (k, n), C is (m, n), and is written only. A transposed A lies in memory as (k, m), a
+    transposed B as (n, k). A leading dimension is the distance between rows as stored, in elements; a stride is the
+    distance between matrices of the batch, in elements, 0 for one that all share.
+    """
+
+    dtype: str
+    m: int
+    n: int
+    k: int
+    transpose_a: bool
+    transpose_b: bool
+    lda: int
+    ldb: int
+    ldc: int
+    batch: int = 1
+    stride_a: int = 0
+    stride_b: int = 0
+    stride_c: int = 0
+
+    @property
+    def multiplications(self) -> int:
+        """Of the whole batch."""
+        return self.batch * self.m * self.n * self.k
+
+    def check_rows(self, who: str) -> None:
+        """Raise ValueError where a leading dimension is shorter than a row."""
+        rows = {
+            "lda": (self.lda, self.m if self.transpose_a else self.k),
+            "ldb": (self.ldb, self.k if self.transpose_b else self.n),
+            "ldc": (self.ldc, self.n),
+        }
+        for what, (leading, length) in rows.items():
+            if leading < length:
+                raise ValueError(f"{who}: {what} must reach over a row of {length} elements; got {leading}")
+
+
+@dataclass(frozen=True, slots=True)
 class MatrixProduct:
     """`c = a @ b` on matrices of shape (m, k), (k, n) and (m, n), `batch` times; c has its rows one after the other.
 
@@ -61,9 +101,13 @@ class MatrixProduct:
         return (self.b.leading, 1) if self.b.transposed else (1, self.b.leading)
 
     @property
-    def multiplications(self) -> int:
-        """Of the whole batch."""
-        return self.batch * self.m * self.n * self.k
+    def stored(self) -> StoredProduct:
+        """The same product without its matrices."""
+        a, b, c = self.a, self.b, self.c
+        return StoredProduct(
+            self.dtype.name, self.m, self.n, self.k, a.transposed, b.transposed, a.leading, b.leading, c.leading,
+            self.batch, a.stride, b.stride, c.stride,
+        )  # fmt: skip
 
 
 def products(node: Node, members: Members) -> list[MatrixProduct]:

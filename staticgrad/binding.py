@@ -66,10 +66,10 @@ def _run_pair(op: Op, tensors: Sequence[Tensor]) -> Array:
     x: Any = tensors[0]._value
     y: Any = tensors[1]._value
     dtype = _types.get((op, x.dtype, y.dtype))
-    if dtype is None or type(x) is not np.ndarray or type(y) is not np.ndarray:
+    if dtype is None:
         dtype = _known_type((op, x.dtype, y.dtype), op, (x, y), {})
-        if type(x) is not np.ndarray or type(y) is not np.ndarray:
-            return _run_on_device(op, (x, y), {}, dtype, None)
+    if type(x) is not np.ndarray or type(y) is not np.ndarray:
+        return _run_on_device(op, (x, y), {}, dtype, None)
     try:
         result = context.quietly(op.reference, x, y)
     except (ValueError, RuntimeError):
@@ -97,10 +97,11 @@ def _run(op: Op, tensors: Sequence[Tensor], attributes: dict[str, Any], observer
         dtype = _types.get(key)
     except TypeError:  # an attribute that cannot be hashed
         dtype = None
-    if dtype is None or type(x) is not np.ndarray or type(y) is not np.ndarray:
+    if dtype is None:
         dtype = _known_type(key, op, values, attributes)
-        if any(type(value) is not np.ndarray for value in values):
-            return _run_on_device(op, values, attributes, dtype, observer)
+    away = type(x) is not np.ndarray or type(y) is not np.ndarray
+    if (away or len(values) > 2) and any(type(value) is not np.ndarray for value in values):
+        return _run_on_device(op, values, attributes, dtype, observer)
     if observer is not None:
         observer.before()
     result: Array
@@ -122,6 +123,8 @@ def _run_on_device(
     op: Op, values: Sequence[Any], attributes: dict[str, Any], dtype: DType, observer: Observer | None
 ) -> Array:
     """Where an operand is no plain array of NumPy's: the device that it lives on runs the op."""
+    if Node in map(type, values):
+        raise escaped_error(next(value for value in values if type(value) is Node))
     device = common_device(op.name, values)
     if observer is not None:
         observer.before()
@@ -136,15 +139,13 @@ def _known_type(key: tuple[Any, ...], op: Op, values: Sequence[Any], attributes:
     for value in values:
         if type(value) is Node:
             raise escaped_error(value)
+    dtype = op.infer([Spec(value.shape, value.dtype) for value in values], attributes).dtype
     try:
-        dtype = _types.get(key)
-    except TypeError:
-        return op.infer([Spec(value.shape, value.dtype) for value in values], attributes).dtype
-    if dtype is None:
-        dtype = op.infer([Spec(value.shape, value.dtype) for value in values], attributes).dtype
         if len(_types) >= _KEPT_TYPES:
             _types.clear()
         _types[key] = dtype
+    except TypeError:  # an attribute that cannot be hashed
+        return dtype
     return dtype
 
 

@@ -13,10 +13,11 @@ import numpy as np
 from staticgrad._context import context
 from staticgrad.capture import GradState, State
 from staticgrad.comparison import Comparison, Difference, Memory, difference
-from staticgrad.compile import CompiledFunction, _walk, leaf_paths
+from staticgrad.compile import CompiledFunction
 from staticgrad.graph.errors import CaptureError
 from staticgrad.kernels.device import device_of
 from staticgrad.observe import Clock, LiveMemory, observed
+from staticgrad.signature import leaf_paths, paths_below
 from staticgrad.snapshot import Snapshot
 from staticgrad.specialize import Specialization
 from staticgrad.tensor import Array, Tensor
@@ -150,9 +151,7 @@ class _Comparing:
     def effects(self, result: Any) -> Iterator[tuple[tuple[str, str], Array]]:
         """A copy of each array that the call made or wrote, by kind and name."""
         leaves, structure = tree_flatten(result)
-        paths: list[str] = []
-        _walk(structure, "result", paths)
-        for path, leaf in zip(paths, leaves, strict=True):
+        for path, leaf in zip(paths_below(structure, "result"), leaves, strict=True):
             if isinstance(leaf, Tensor | np.ndarray):
                 yield ("result", path), _copy(leaf)
         names: dict[int, str] = {}

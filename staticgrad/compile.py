@@ -15,17 +15,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, overload
 
-import numpy as np
-
 from staticgrad._context import context
 from staticgrad.bound_call import UNBOUND, BoundCall, BoundLoop, Call
 from staticgrad.collector import collection_paused
-from staticgrad.graph.errors import CaptureError, DTypeError, RecompileLimitError
+from staticgrad.graph.errors import CaptureError, RecompileLimitError
 from staticgrad.graph.node import Graph
 from staticgrad.graph.timeline import described, recorded
 from staticgrad.kernels.device import find_device
-from staticgrad.operands import check_dtype
-from staticgrad.specialize import Specialization, capture, is_array, is_static
+from staticgrad.signature import (
+    Signature,
+    differences,
+    kind_of,
+    leaf_paths,
+    parameters_of,
+    static_value,
+    unhashable_error,
+)
+from staticgrad.specialize import Specialization, capture
 from staticgrad.tensor import Tensor
 from staticgrad.tree import TreeDef, tree_flatten, tree_unflatten
 
@@ -43,16 +49,6 @@ class CacheInfo:
     misses: int
     currsize: int
     from_disk: int
-
-
-@dataclass(frozen=True)
-class Signature:
-    """What a specialisation is chosen by; `paths` name the leaves for messages."""
-
-    structure: TreeDef
-    leaves: tuple[Any, ...]
-    static: tuple[tuple[str, Any], ...]
-    grad_enabled: bool
 
 
 class CompiledFunction:
@@ -93,7 +89,7 @@ class CompiledFunction:
         self._from_disk = 0
         self._lock = threading.RLock()
         self._derived: dict[str, CompiledFunction] = {}
-        self._parameters = _parameters(fn, self._static)
+        self._parameters = parameters_of(fn, self._static)
         functools.update_wrapper(self, fn, updated=())
 
     # ------------------------------------------------------------ calls
@@ -209,7 +205,7 @@ class CompiledFunction:
             return leaves, structure, ()
         bound = self._parameters.bind(*args, **kwargs)
         given = [name for name in self._static if name in bound.arguments]
-        static = [(name, _hashable(name, bound.arguments[name])) for name in given]
+        static = [(name, static_value(name, bound.arguments[name])) for name in given]
         rest = {name: value for name, value in bound.arguments.items() if name not in self._static}
         leaves, structure = tree_flatten(((), rest))
         return leaves, structure, tuple(static)
@@ -226,11 +222,11 @@ class CompiledFunction:
     # ------------------------------------------------------------ specialisations
 
     def _specialization(self, leaves: list[Any], structure: TreeDef, static: Any) -> Specialization:
-        signature = Signature(structure, tuple(map(_kind, leaves)), static, context.grad_enabled)
+        signature = Signature(structure, tuple(map(kind_of, leaves)), static, context.grad_enabled)
         try:
             candidates = self._found.get(signature, ())
         except TypeError:
-            raise _unhashable(leaves) from None
+            raise unhashable_error(leaves) from None
         for candidate in candidates:
             if candidate.broken_guard() is None:
                 self._hits += 1
@@ -281,12 +277,12 @@ class CompiledFunction:
         paths = leaf_paths(self._rebuild_names(signature.structure))
         best: list[str] | None = None
         for old, _, specialization in reversed(self._history):
-            differences = _differences(old, signature, paths)
-            if not differences:  # compiled for the same arguments: something else that it read has changed
+            found = differences(old, signature, paths)
+            if not found:  # compiled for the same arguments: something else that it read has changed
                 guard = specialization.broken_guard()
                 return f"{guard.what} was {guard.value!r}, is {guard.read()!r}" if guard else "the same signature"
-            if best is None or len(differences) < len(best):
-                best = differences
+            if best is None or len(found) < len(best):
+                best = found
         return "; ".join(best or [])
 
     # ------------------------------------------------------------ looking inside
@@ -351,118 +347,6 @@ class CompiledFunction:
         """Hits, misses and specialisations so far, and how many programs came from the disk cache."""
         hits = self._hits + sum(specialization.bound_calls for _, _, specialization in self._history)
         return CacheInfo(hits, len(self._history), len(self._history), self._from_disk)
-
-
-def _parameters(fn: Callable[..., Any], static: Sequence[str]) -> inspect.Signature:
-    try:
-        parameters = inspect.signature(fn)
-    except (TypeError, ValueError):
-        parameters = inspect.Signature([inspect.Parameter("args", inspect.Parameter.VAR_POSITIONAL)])
-    for name in static:
-        if name not in parameters.parameters:
-            raise ValueError(f"compile: static_argnames names {name!r}, but the function takes {parameters}")
-    return parameters
-
-
-def _hashable(name: str, value: Any) -> Any:
-    try:
-        hash(value)
-    except TypeError:
-        raise TypeError(
-            f"compile: the static argument {name!r} must be hashable, since programs are kept by its value; got "
-            f"{type(value).__name__}"
-        ) from None
-    return _Typed(value)
-
-
-@dataclass(frozen=True)
-class _Typed:
-    """A static value that only equals values of its own type (1, 1.0 and True are three)."""
-
-    value: Any
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Typed) and type(self.value) is type(other.value) and bool(self.value == other.value)
-
-    def __hash__(self) -> int:
-        return hash((type(self.value), self.value))
-
-    def __repr__(self) -> str:
-        return repr(self.value)
-
-
-def _kind(leaf: Any) -> Any:
-    """What of a leaf the specialisation depends on."""
-    if isinstance(leaf, Tensor):
-        return leaf._value.shape, leaf._value.dtype, leaf._requires_grad, leaf._weak
-    if isinstance(leaf, np.ndarray):
-        return leaf.shape, check_dtype("compile: an argument", leaf.dtype), None
-    if is_array(leaf):
-        return "integer" if isinstance(leaf, int | np.integer) else "number"
-    return _Typed(leaf)
-
-
-def _unhashable(leaves: Sequence[Any]) -> Exception:
-    for leaf in leaves:
-        if is_static(leaf):
-            try:
-                hash(leaf)
-            except TypeError:
-                return DTypeError(
-                    f"compile: an argument of type {type(leaf).__name__} is neither an array nor hashable; pass "
-                    "arrays, numbers, trees of them, or hashable objects"
-                )
-    return DTypeError("compile: the arguments cannot be told apart by value")
-
-
-def leaf_paths(named: tuple[TreeDef, TreeDef, Sequence[str]]) -> list[str]:
-    """A readable path for every leaf of (args, kwargs), such as `batch['x'][0]`."""
-    args, kwargs, names = named
-    paths: list[str] = []
-    for i, child in enumerate(args.children):
-        _walk(child, names[i] if i < len(names) else f"args[{i}]", paths)
-    for key, child in zip(kwargs.meta, kwargs.children, strict=True):
-        _walk(child, str(key), paths)
-    return paths
-
-
-def _walk(structure: TreeDef, path: str, paths: list[str]) -> None:
-    if not structure.children:
-        if structure.count:
-            paths.append(path)
-        return
-    for i, child in enumerate(structure.children):
-        if isinstance(structure.meta, tuple):
-            key = structure.meta[i]
-            step = f"[{key!r}]" if issubclass(structure.kind, dict) else f".{key}"
-        else:
-            step = f"[{i}]"
-        _walk(child, path + step, paths)
-
-
-def _differences(old: Signature, new: Signature, paths: Sequence[str]) -> list[str]:
-    if old.structure != new.structure:
-        before, after = (
-            ", ".join(map(repr, (*s.children[0].children, s.children[1]))) for s in (old.structure, new.structure)
-        )
-        return [f"structure of the arguments: {before} became {after}"]
-    found = []
-    for path, before, after in zip(paths, old.leaves, new.leaves, strict=True):
-        if before != after:
-            found.append(f"{path}: {_described(before)} became {_described(after)}")
-    for (name, before), (_, after) in zip(old.static, new.static, strict=False):
-        if before != after:
-            found.append(f"{name}: {before!r} became {after!r}")
-    if old.grad_enabled != new.grad_enabled:
-        found.append(f"grad mode: {'on' if old.grad_enabled else 'off'} became {'on' if new.grad_enabled else 'off'}")
-    return found
-
-
-def _described(kind: Any) -> str:
-    if isinstance(kind, tuple):
-        shape, dtype = kind[:2]
-        return f"{dtype}[{', '.join(map(str, shape))}]" + (" requiring grad" if kind[2] else "")
-    return repr(kind) if isinstance(kind, _Typed) else f"a Python {kind}"
 
 
 @overload

@@ -31,7 +31,7 @@ from staticgrad.tree import LEAF, NONE, TreeDef, tree_flatten
 
 if TYPE_CHECKING:
     from staticgrad.graph.plan import Plan
-    from staticgrad.kernels.cpu.program import Program
+    from staticgrad.kernels.program import CompiledGraph
 
 log = logging.getLogger("staticgrad")
 FORMAT = "staticgrad program 1"
@@ -138,7 +138,7 @@ class LoadedProgram:
         description: Mapping[str, Any],
         structure: TreeDef,
         captured: Captured,
-        program: Program,
+        program: CompiledGraph,
         scalars: dict[str, float],
     ) -> None:
         self._name = str(description["name"])
@@ -247,7 +247,7 @@ def load(path: Any) -> LoadedProgram:
 
 
 def _restored(
-    description: Mapping[str, Any], arrays: Mapping[str, Array], program: Program, device: Device
+    description: Mapping[str, Any], arrays: Mapping[str, Array], program: CompiledGraph, device: Device
 ) -> LoadedProgram:
     scalars: dict[str, float] = {}
     bindings: list[Any] = []

@@ -25,7 +25,7 @@ from staticgrad.tensor import Array, Tensor, escaped_error
 from staticgrad.tree import TreeDef, tree_flatten, tree_unflatten
 
 if TYPE_CHECKING:
-    from staticgrad.kernels.cpu.program import Program
+    from staticgrad.kernels.program import CompiledGraph
 
 
 @dataclass(frozen=True)
@@ -295,7 +295,7 @@ _ALONE = _references_when_alone()
 class Specialization:
     """A captured graph with its program, ready to be called for arguments of one signature."""
 
-    def __init__(self, captured: Captured, program: Program) -> None:
+    def __init__(self, captured: Captured, program: CompiledGraph) -> None:
         self.captured = captured
         self.program = program
         self.device = captured.device
@@ -309,7 +309,7 @@ class Specialization:
         self.held_gradients: dict[int, Tensor] = {}  # gradient outputs given away by the last call
         self.live = "live" in captured.tracked
         self.pullbacks: dict[tuple[int, ...], Callable[..., Any]] = {}
-        self.keeping: Program | None = None  # the same program with every value kept, for check=True
+        self.keeping: CompiledGraph | None = None  # the same program with every value kept, for check=True
         self.timeline: Timeline = {}  # of its compilation
         self.bound_calls = 0  # those that went through a bound call
         self.ordinary_calls = 0

@@ -68,6 +68,20 @@ def test_kernels_do_not_import_what_stands_above_them() -> None:
     assert not faults
 
 
+def test_no_device_imports_the_other_and_what_both_share_imports_neither() -> None:
+    """The registry of devices loads the one that is asked for, when it is asked for: no other file knows of both."""
+    devices = {folder: f"staticgrad.kernels.{folder}" for folder in ("cpu", "cuda")}
+    faults = []
+    for path in sources("kernels"):
+        part = path.relative_to(ROOT / "kernels").parts[0]
+        for name, lazy in imported(path):
+            to_device = any(within(name, package) for package in devices.values())
+            own = part in devices and within(name, devices[part])
+            if to_device and not own and not (part == "device.py" and lazy):
+                faults.append(f"{path.relative_to(ROOT)} imports {name}")
+    assert not faults
+
+
 def test_nothing_is_imported_by_a_bare_name() -> None:
     faults = [
         f"{path.relative_to(ROOT)} imports {name}"

@@ -7,18 +7,15 @@ from collections.abc import Mapping
 from functools import cache as remembered
 from typing import Any
 
-from staticgrad.graph.fusion import fuse
-from staticgrad.graph.lifetimes import last_check
 from staticgrad.graph.node import Graph
-from staticgrad.graph.plan import Plan, make_plan
-from staticgrad.graph.schedule import order
-from staticgrad.graph.serialize import canonical_order
+from staticgrad.graph.plan import Plan
 from staticgrad.graph.timeline import stage
 from staticgrad.kernels.cache import DiskCache, content_key
 from staticgrad.kernels.cpu import native
 from staticgrad.kernels.cpu.host import host_key, toolchain_key
 from staticgrad.kernels.cpu.lower import lower
 from staticgrad.kernels.kernel import Kernel
+from staticgrad.kernels.planning import facts_of, planned
 
 _kernel_code: dict[str, str] = {}  # IR of kernels compiled or loaded by this process, by symbol
 _kernel_lock = threading.Lock()
@@ -26,12 +23,7 @@ _kernel_lock = threading.Lock()
 
 def compiled(graph: Graph, *, reuse: bool, poison: bool, cache: DiskCache | None) -> tuple[dict[str, Any], bytes, Plan]:
     """What a program knows of itself, its native code for `native.load`, and its plan; arguments as `compile_graph`."""
-    with stage("fuse"):
-        groups = fuse(graph)
-    with stage("schedule"):
-        groups = order(graph, groups)
-    with stage("plan"):
-        plan = make_plan(graph, groups, reuse=reuse)
+    plan = planned(graph, reuse=reuse)
     with stage("lower"):
         lowered = lower(graph, plan, poison=poison, cache=cache)
     with stage("kernels"):
@@ -39,17 +31,9 @@ def compiled(graph: Graph, *, reuse: bool, poison: bool, cache: DiskCache | None
         kernels |= {symbol: product.llvm() for symbol, product in lowered.products.items()}
     with stage("link"):
         code = native.build(kernels, lowered.steps, parallel=lowered.parallel)
-    numbers = {node: number for number, node in enumerate(canonical_order(graph))}
-    facts = {
-        "arena": plan.peak_bytes,
-        "own": lowered.own_bytes,
-        "reuse": reuse,
-        "constants": [numbers[node] for node in plan.constants],
-        "early": _early_outputs(graph, plan),
-        "errors": [numbers[node] for node in lowered.errors],
-        "sources": {symbol: kernel.source for symbol, kernel in lowered.kernels.items()}
-        | {symbol: product.source for symbol, product in lowered.products.items() if product.source},
-        "kernels": lowered.names,
+    facts = facts_of(graph, plan, reuse=reuse, own_bytes=lowered.own_bytes, errors=lowered.errors, calls=lowered.names)
+    facts["sources"] = {symbol: kernel.source for symbol, kernel in lowered.kernels.items()} | {
+        symbol: product.source for symbol, product in lowered.products.items() if product.source
     }
     return facts, code, plan
 
@@ -69,12 +53,6 @@ def code_of(kernel: Kernel, cache: DiskCache | None) -> str:
         return _kernel_code[symbol]
 
 
-def _early_outputs(graph: Graph, plan: Plan) -> list[int]:
-    """The outputs that are written while a check of indices may still end the run."""
-    written = {node for group in plan.groups[: last_check(plan.groups) + 1] for node in group.writes}
-    return [index for index, node in enumerate(graph.outputs) if node in written]
-
-
 def kernel_llvm(kernel: Kernel) -> str:
     """Compile a kernel to LLVM IR. This is the one place that imports Numba, and a cached program never gets here."""
     from staticgrad.kernels.cpu.numba_bridge import kernel_ir
@@ -86,15 +64,10 @@ def kernel_llvm(kernel: Kernel) -> str:
 
 @remembered
 def _names() -> Mapping[str, Any]:
-    """What a kernel's source may use: the dtypes, the vector maths, the steps of reductions, checked indices."""
+    """What a kernel's source may use."""
     import numba
 
-    from staticgrad.kernels import accumulate, vector_math
-    from staticgrad.kernels.checked_index import checked_index, checked_position
+    from staticgrad.kernels.accumulate import larger, smaller
+    from staticgrad.kernels.source_names import names_with
 
-    names = {name: getattr(vector_math, name) for name in dir(vector_math) if not name.startswith("_")}
-    dtypes = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float32", "float64")
-    names |= {name: getattr(numba, name) for name in dtypes}
-    names |= {name: getattr(accumulate, name) for name in ("accumulate_sum", "accumulate_product", "larger", "smaller")}
-    checks = {"checked_index": checked_index, "checked_position": checked_position}
-    return names | checks | {"inf": float("inf"), "nan": float("nan"), "range": range}
+    return names_with(numba) | {"larger": larger, "smaller": smaller}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import astuple
 
 from staticgrad.graph.members import Members
 from staticgrad.graph.node import Node
+from staticgrad.kernels.addresses import Address
 from staticgrad.kernels.cpu.gemm import Product
-from staticgrad.kernels.cpu.steps import Address, Fill, Gemm, Work
-from staticgrad.kernels.products import MatrixProduct, products
+from staticgrad.kernels.cpu.steps import Fill, Gemm, Work
+from staticgrad.kernels.products import MatrixProduct, StoredProduct, products
 
 SMALLEST = 512  # multiplications: below, calling BLAS takes longer than the product, and timing it longer still
 AddressOf = Callable[[Node, int], Address]
@@ -25,33 +27,12 @@ def lower_matmul(node: Node, members: Members, address: AddressOf) -> list[Work]
     return [_gemm(product, address) for product in found]
 
 
-def generated_product(step: Gemm) -> Product | None:
+def generated_product(stored: StoredProduct) -> Product | None:
     """What a kernel made for this product computes; None for products with vectors and numbers."""
-    if min(step.m, step.n) < 2 or step.k < 1 or step.batch < 1 or step.m * step.n * step.k < SMALLEST:
+    if min(stored.m, stored.n) < 2 or stored.k < 1 or stored.batch < 1 or stored.m * stored.n * stored.k < SMALLEST:
         return None
-    return Product(
-        step.dtype, step.m, step.n, step.k, step.transpose_a, step.transpose_b, step.lda, step.ldb, step.ldc,
-        step.alpha, step.beta, step.batch, step.stride_a, step.stride_b, step.stride_c,
-    )  # fmt: skip
+    return Product(*astuple(stored))
 
 
 def _gemm(product: MatrixProduct, address: AddressOf) -> Gemm:
-    a, b, c = product.a, product.b, product.c
-    return Gemm(
-        dtype=product.dtype.name,
-        m=product.m,
-        n=product.n,
-        k=product.k,
-        transpose_a=a.transposed,
-        transpose_b=b.transposed,
-        a=address(a.owner, a.offset),
-        b=address(b.owner, b.offset),
-        c=address(c.owner, c.offset),
-        lda=a.leading,
-        ldb=b.leading,
-        ldc=c.leading,
-        batch=product.batch,
-        stride_a=a.stride,
-        stride_b=b.stride,
-        stride_c=c.stride,
-    )
+    return Gemm(product.stored, *(address(matrix.owner, matrix.offset) for matrix in (product.a, product.b, product.c)))

@@ -15,6 +15,7 @@ from staticgrad.kernels.device import Array, Device, HostArray, device_of
 
 if TYPE_CHECKING:
     from staticgrad.kernels.cache import DiskCache
+    from staticgrad.kernels.cpu.program import Prepared, Program
 
 log = logging.getLogger("staticgrad")
 
@@ -82,17 +83,19 @@ class CPU(Device):
 
     def prepare(
         self, program: Any, fixed: Mapping[int, Array], numbers: Mapping[int, str], changing: Sequence[int]
-    ) -> Any:
+    ) -> Prepared:
         from staticgrad.kernels.cpu.program import Prepared
 
         return Prepared(program, fixed, numbers, changing)
 
-    def compile(self, graph: Graph, *, reuse: bool = True, poison: bool = False, cache: DiskCache | None = None) -> Any:
+    def compile(
+        self, graph: Graph, *, reuse: bool = True, poison: bool = False, cache: DiskCache | None = None
+    ) -> Program:
         from staticgrad.kernels.cpu.program import compile_graph
 
         return compile_graph(graph, reuse=reuse, poison=poison, cache=cache)
 
-    def load(self, data: bytes) -> Any:
+    def load(self, data: bytes) -> Program:
         from staticgrad.kernels.cpu.program import Program, compile_graph
 
         try:
@@ -101,4 +104,4 @@ class CPU(Device):
             raise
         except ValueError as error:
             log.warning("staticgrad: the saved program is compiled again: %s", error)
-            return compile_graph(Program.graph_of(data))
+            return compile_graph(Program.unpacked(data)[0])

@@ -14,23 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from staticgrad.kernels.addresses import Address, Argument
 from staticgrad.kernels.cpu import blas_calls
 from staticgrad.kernels.cpu.blas_calls import GET_THREADS, SET_THREADS
-from staticgrad.kernels.cpu.steps import (
-    Address,
-    Argument,
-    Barrier,
-    Check,
-    Copy,
-    Fill,
-    Gemm,
-    KernelCall,
-    Owned,
-    Step,
-    Work,
-)
-from staticgrad.kernels.cpu.table import STATUS_BYTES
+from staticgrad.kernels.cpu.steps import Barrier, Check, Copy, Fill, Gemm, KernelCall, Owned, Step, Work
 from staticgrad.kernels.cpu.threads import BARRIER, PACE_WORDS, POOL_RUN
+from staticgrad.kernels.table import STATUS_BYTES
 
 STEPS_PER_FUNCTION = 256  # one huge basic block makes LLVM's code generation slower than linear
 

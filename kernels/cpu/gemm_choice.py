@@ -119,9 +119,9 @@ def _through_blas(product: Product, arrays: list[Any]) -> Callable[[], None]:
     flags = [ctypes.c_char(b"T" if flip else b"N") for flip in (product.transpose_b, product.transpose_a)]
     sizes = [ctypes.c_int(size) for size in (product.n, product.m, product.k)]
     leading = [ctypes.c_int(size) for size in (product.ldb, product.lda, product.ldc)]
-    alpha, beta = number(product.alpha), number(product.beta)
+    one, zero = number(1.0), number(0.0)
     a, b, c = (array.ctypes.data for array in arrays[:3])
-    values = [*flags, *sizes, alpha, b, leading[0], a, leading[1], beta, c, leading[2]]
+    values = [*flags, *sizes, one, b, leading[0], a, leading[1], zero, c, leading[2]]
     pointers = [value if isinstance(value, int) else ctypes.addressof(value) for value in values]
     function = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * len(pointers))(blas.addresses()[GEMM_SYMBOL[product.dtype]])
 

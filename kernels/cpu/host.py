@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
 import platform
 import sys
 from functools import cache
 from pathlib import Path
 
-from staticgrad import graph
+from staticgrad.kernels.source_digest import source_digest
 
 FORMAT_VERSION = 2
 
@@ -52,7 +51,7 @@ def toolchain_key() -> str:
     """
     versions = [f"{name}-{installed_version(name)}" for name in ("numba", "numpy")]
     python = f"python-{sys.version_info[0]}.{sys.version_info[1]}"
-    return "/".join([host_key(), *versions, python, f"source-{source_digest()}"])
+    return "/".join([host_key(), *versions, python, f"source-{source_digest('cpu')}"])
 
 
 @cache
@@ -67,22 +66,3 @@ def installed_version(package: str) -> str:
     from importlib import metadata  # knows every layout, and takes ten times as long to import
 
     return metadata.version(package)
-
-
-@cache
-def source_digest(backend: str = "cpu") -> str:
-    """A hash of the code that makes programs: a change to planning, lowering or vector maths changes every key."""
-    digest = hashlib.sha256()
-    kernels = os.path.dirname(os.path.dirname(__file__))
-    for folder in (kernels, os.path.dirname(graph.__file__)):
-        found = []
-        for below, folders, names in os.walk(folder):
-            if below == kernels:
-                folders[:] = [name for name in folders if name in (backend, "vector_math")]
-            found += [os.path.join(below, name) for name in names if name.endswith(".py")]
-        for path in sorted(found):
-            with open(path, "rb", buffering=0) as file:
-                text = file.read()
-            digest.update(f"{path.removeprefix(folder)} {len(text)}\n".encode())
-            digest.update(text)
-    return digest.hexdigest()[:16]

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
-from staticgrad.graph.node import Node, Shape
+from staticgrad.graph.node import Node
+from staticgrad.graph.views import around
 from staticgrad.kernels.cpu.structural import lowering, nest
 from staticgrad.kernels.expressions import literal
 from staticgrad.kernels.group_text import check_of
-
-
-def _around(shape: Shape, axis: int) -> tuple[int, int]:
-    """How many elements lie before and after an axis."""
-    return math.prod(shape[:axis]), math.prod(shape[axis + 1 :])
 
 
 def _cleared(node: Node) -> list[str]:
@@ -33,7 +27,7 @@ def _all_wrong(count: int) -> list[str]:
 def _rows_taken(node: Node) -> int:
     """The number of indices, where each selects one run of elements."""
     x, indices = node.operands
-    before, _ = _around(x.shape, node.attributes["axis"])
+    before, _ = around(x.shape, node.attributes["axis"])
     return indices.size if before == 1 and node.size and x.shape[node.attributes["axis"]] else 0
 
 
@@ -41,7 +35,7 @@ def _rows_taken(node: Node) -> int:
 def take(node: Node) -> list[str]:
     """out[a, i, b] = x[a, indices[i], b]."""
     x, indices = node.operands
-    before, after = _around(x.shape, node.attributes["axis"])
+    before, after = around(x.shape, node.attributes["axis"])
     extent = x.shape[node.attributes["axis"]]
     if extent == 0:
         return [*_cleared(node), *_all_wrong(node.size)]
@@ -67,7 +61,7 @@ def take(node: Node) -> list[str]:
 def _rows_added_to(node: Node) -> int:
     """The number of runs that are added to: every thread looks at all indices and adds to its own runs, in order."""
     x, _ = node.operands
-    before, after = _around(node.shape, node.attributes["axis"])
+    before, after = around(node.shape, node.attributes["axis"])
     return node.size // after if before == 1 and x.size and node.size else 0
 
 
@@ -75,7 +69,7 @@ def _rows_added_to(node: Node) -> int:
 def scatter_add(node: Node) -> list[str]:
     """out[a, indices[i], b] += x[a, i, b], from zeros, in the order of the indices."""
     x, indices = node.operands
-    before, after = _around(node.shape, node.attributes["axis"])
+    before, after = around(node.shape, node.attributes["axis"])
     extent = node.shape[node.attributes["axis"]]
     if extent == 0:
         return _all_wrong(x.size) if indices.size else ["pass"]
@@ -105,7 +99,7 @@ def take_along_axis(node: Node) -> list[str]:
     """out[a, i, b] = x[a, indices[a, i, b], b]."""
     x, _ = node.operands
     axis = node.attributes["axis"]
-    before, after = _around(x.shape, axis)
+    before, after = around(x.shape, axis)
     extent, count = x.shape[axis], node.shape[axis]
     if node.size == 0:
         return ["pass"]
@@ -123,7 +117,7 @@ def scatter_add_along_axis(node: Node) -> list[str]:
     """out[a, indices[a, i, b], b] += x[a, i, b], from zeros."""
     x, _ = node.operands
     axis = node.attributes["axis"]
-    before, after = _around(node.shape, axis)
+    before, after = around(node.shape, axis)
     extent, count = node.shape[axis], x.shape[axis]
     if x.size == 0:
         return _cleared(node)

@@ -12,6 +12,7 @@ from staticgrad.graph.members import Members
 from staticgrad.graph.node import Graph, Node
 from staticgrad.graph.plan import ALIGNMENT, Place, Plan
 from staticgrad.graph.structure import Structure
+from staticgrad.kernels.addresses import Address, Arena, Argument
 from staticgrad.kernels.cache import DiskCache
 from staticgrad.kernels.cpu.contraction import generated_product, lower_matmul
 from staticgrad.kernels.cpu.costs import BYTE, call_cost, fused_cost, product_cost
@@ -21,11 +22,11 @@ from staticgrad.kernels.cpu.gemm_choice import own_is_faster
 from staticgrad.kernels.cpu.joins import sum_of_parts
 from staticgrad.kernels.cpu.phases import PARALLEL_FROM, SHARE_FROM, Range, Task, on_one_thread, on_threads
 from staticgrad.kernels.cpu.product_kernel import ProductCall, ProductKernel, with_epilogue
-from staticgrad.kernels.cpu.steps import Address, Arena, Argument, Check, Copy, Fill, Gemm, KernelCall, Step, Work
+from staticgrad.kernels.cpu.steps import Check, Copy, Fill, Gemm, KernelCall, Step, Work
 from staticgrad.kernels.cpu.structural import lower_call
-from staticgrad.kernels.cpu.table import STATUS_BYTES, Table
 from staticgrad.kernels.cpu.threads import thread_count
 from staticgrad.kernels.kernel import Call, Kernel, Operand
+from staticgrad.kernels.table import STATUS_BYTES, Table
 
 POISON = 0xFF  # every float of these bytes is NaN
 NOWHERE = Arena(0)  # the address of a value without elements
@@ -204,7 +205,7 @@ class _Lowering:
             if own is not None:
                 names.append(self._add_product(own, step, group, reads, writes))
             else:
-                cost = product_cost(step.multiplications) if isinstance(step, Gemm) else 0.0
+                cost = product_cost(step.product.multiplications) if isinstance(step, Gemm) else 0.0
                 self._add(step, reads, writes, cost)
                 names.append("gemm")
         if group in self.structures and names == ["gemm"] * len(steps):
@@ -213,7 +214,7 @@ class _Lowering:
 
     def _generated(self, step: Work, product: Node, group: Group) -> ProductCall | None:
         """The call of a kernel made for this product, where that is faster than BLAS."""
-        found = generated_product(step) if isinstance(step, Gemm) else None
+        found = generated_product(step.product) if isinstance(step, Gemm) else None
         if found is None or not own_is_faster(found, self.cache):
             return None
         if group in self.structures:
@@ -226,7 +227,7 @@ class _Lowering:
         assert isinstance(step, Gemm)
         product, symbol = call.kernel.product, call.kernel.symbol
         self.lowered.products[symbol] = call.kernel
-        cost = self.costs[group] if group in self.structures else product_cost(step.multiplications)
+        cost = self.costs[group] if group in self.structures else product_cost(step.product.multiplications)
         shared = self.lowered.parallel and cost >= SHARE_FROM and extent(product) > grain(product)
         panel = aligned(scratch_bytes(product))
         sums = [aligned(node.nbytes) for node in call.sums] if shared else []

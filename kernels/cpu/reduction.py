@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
-
 from staticgrad.graph.node import Node
+from staticgrad.graph.views import around
 from staticgrad.kernels.cpu.structural import lowering, nest
 
 
@@ -12,7 +11,7 @@ def _position(node: Node, sign: str) -> list[str]:
     """The first position of the extreme; a NaN counts as extreme."""
     (x,) = node.operands
     (axis,) = node.attributes["axis"]
-    before, after = math.prod(x.shape[:axis]), math.prod(x.shape[axis + 1 :])
+    before, after = around(x.shape, axis)
     extent = x.shape[axis]
     if node.size == 0:
         return ["pass"]

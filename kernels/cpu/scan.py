@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
-
 from staticgrad.graph.node import Node
+from staticgrad.graph.views import around
 from staticgrad.kernels.cpu.structural import lowering, nest
 
 
@@ -12,7 +11,7 @@ from staticgrad.kernels.cpu.structural import lowering, nest
 def cumulative_sum(node: Node) -> list[str]:
     """out[a, i, b] = x[a, i, b] + out[a, i - 1, b]; from the other end where `reverse` is set."""
     axis = node.attributes["axis"]
-    before, after = math.prod(node.shape[:axis]), math.prod(node.shape[axis + 1 :])
+    before, after = around(node.shape, axis)
     extent = node.shape[axis]
     if node.size == 0:
         return ["pass"]

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
-
 from staticgrad.graph.node import Node
-from staticgrad.graph.views import contiguous_strides
+from staticgrad.graph.views import around, contiguous_strides
 from staticgrad.kernels.cpu.structural import lowering, nest
 from staticgrad.kernels.expressions import literal
 
@@ -14,8 +12,7 @@ from staticgrad.kernels.expressions import literal
 def concat(node: Node) -> list[str]:
     """Operand after operand along one axis: for each index before the axis one run of each operand."""
     axis = node.attributes["axis"]
-    before = math.prod(node.shape[:axis])
-    inner = math.prod(node.shape[axis + 1 :])
+    before, inner = around(node.shape, axis)
     total = node.shape[axis] * inner
     body: list[str] = []
     start = 0

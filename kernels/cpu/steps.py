@@ -7,25 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-
-@dataclass(frozen=True, slots=True)
-class Arena:
-    """The address `arena + offset + thread * stride`, in bytes; `stride` for memory that each thread has its own of."""
-
-    offset: int
-    stride: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Argument:
-    """The address `table[index] + offset + thread * stride`, in bytes."""
-
-    index: int
-    offset: int = 0
-    stride: int = 0
-
-
-Address = Arena | Argument
+from staticgrad.kernels.addresses import Address, Argument
+from staticgrad.kernels.products import StoredProduct
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,35 +33,12 @@ class KernelCall:
 
 @dataclass(frozen=True, slots=True)
 class Gemm:
-    """`C = alpha * op(A) @ op(B) + beta * C` on row-major matrices, `batch` times.
+    """A matrix product by BLAS, with the addresses of its matrices."""
 
-    `op(A)` is (m, k), `op(B)` is (k, n), `C` is (m, n). A leading dimension is the distance between rows as stored, in
-    elements; a stride is the distance between matrices of the batch, in elements. With `beta == 0`, C is written only.
-    """
-
-    dtype: str
-    m: int
-    n: int
-    k: int
-    transpose_a: bool
-    transpose_b: bool
+    product: StoredProduct
     a: Address
     b: Address
     c: Address
-    lda: int
-    ldb: int
-    ldc: int
-    alpha: float = 1.0
-    beta: float = 0.0
-    batch: int = 1
-    stride_a: int = 0
-    stride_b: int = 0
-    stride_c: int = 0
-
-    @property
-    def multiplications(self) -> int:
-        """Of the whole batch."""
-        return self.batch * self.m * self.n * self.k
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ class Buffer:
         self.hardware = hardware
         self.nbytes = nbytes
         self.stream: Any = hardware.stream  # the stream that used it last
-        self.address = hardware.allocate(nbytes) if nbytes else 0
+        self.address = hardware.allocate(nbytes, self.stream) if nbytes else 0
 
     def __del__(self) -> None:
         if getattr(self, "address", 0):
@@ -119,9 +119,10 @@ class DeviceArray:
 
     def reshaped(self, shape: Shape) -> DeviceArray:
         """The same memory with other axes."""
-        if prod(shape) != self.size:
+        if prod(shape) != prod(self.shape):
             raise ShapeError(f"cuda: {self.size} elements have no shape {shape}")
-        return DeviceArray(self.buffer, shape, self.dtype, self.address - self.buffer.address)
+        buffer = self.buffer
+        return DeviceArray(buffer, shape, self.dtype, self.address - buffer.address)
 
     def __array__(self, *_: Any, **__: Any) -> Array:
         raise TypeError(f"cuda: NumPy cannot read memory of {self.device}; copy the tensor with .to('cpu') first")

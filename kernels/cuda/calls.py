@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from staticgrad.graph.errors import DeviceError, OutOfMemoryError
@@ -55,14 +55,25 @@ class Calls:
             function = self._functions[name] = getattr(self.driver, name)
         try:
             code, *results = function(*arguments)
-            if code == OUT_OF_MEMORY:
-                self._reclaim()
-                code, *results = function(*arguments)
         except (RuntimeError, ValueError) as error:  # it has no such function, or a code that the bindings do not know
             raise DeviceError(
                 f"cuda: {name} failed on {self._device}: {error}; the driver does not fit {toolkit.versions()}: "
                 "install the newest of both"
             ) from error
+        if code:
+            return self.after(code, name, *arguments)
+        return results[0] if len(results) == 1 else results or None
+
+    def after(self, code: Any, name: str, *arguments: Any) -> Any:
+        """What a call gives that was answered with a code other than 0: once more where memory was lacking.
+
+        Raises:
+            DeviceError, OutOfMemoryError: as a call does.
+        """
+        results: Sequence[Any] = ()
+        if code == OUT_OF_MEMORY and not self.failure:
+            self._reclaim()
+            code, *results = getattr(self.driver, name)(*arguments)
         if code:
             raise self.error(name, code)
         return results[0] if len(results) == 1 else results or None

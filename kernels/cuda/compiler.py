@@ -3,33 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
-from staticgrad.graph.fusion import fuse
-from staticgrad.graph.lifetimes import last_check
 from staticgrad.graph.node import Graph
-from staticgrad.graph.plan import Plan, make_plan
-from staticgrad.graph.schedule import order
-from staticgrad.graph.serialize import canonical_order
+from staticgrad.graph.plan import Plan
 from staticgrad.graph.timeline import stage
-from staticgrad.kernels.cpu.steps import Arena
+from staticgrad.kernels.addresses import Arena
 from staticgrad.kernels.cuda.hardware import Hardware
-from staticgrad.kernels.cuda.library import packed
 from staticgrad.kernels.cuda.lower import for_device, lower
 from staticgrad.kernels.cuda.product_choice import ProductChoice
 from staticgrad.kernels.kernel import Kernel
+from staticgrad.kernels.planning import facts_of
+from staticgrad.kernels.planning import planned as plan_of
 
 
 def planned(graph: Graph, *, reuse: bool) -> Plan:
     """The plan of a graph on a GPU: that of the CPU, but for what threads cannot do in place."""
-    with stage("fuse"):
-        groups = for_device(fuse(graph))
-    with stage("schedule"):
-        groups = order(graph, groups)
-    with stage("plan"):
-        return make_plan(graph, groups, reuse=reuse)
+    return plan_of(graph, reuse=reuse, adapt=for_device)
 
 
 def compiled(
@@ -41,18 +34,11 @@ def compiled(
         lowered = lower(graph, plan, hardware.target, poison=poison, choice=choice)
     with stage("kernels"):
         code = hardware.compile(list(lowered.kernels.values()))
-    numbers = {node: number for number, node in enumerate(canonical_order(graph))}
-    facts = {
-        "arena": plan.peak_bytes,
-        "own": lowered.own_bytes,
-        "reuse": reuse,
-        "constants": [numbers[node] for node in plan.constants],
-        "early": _early_outputs(graph, plan),
-        "errors": [numbers[node] for node in lowered.errors],
-        "kernels": {
-            symbol: (kernel.source, [dtype.name for dtype in kernel.dtypes])
-            for symbol, kernel in lowered.kernels.items()
-        },
+    facts = facts_of(graph, plan, reuse=reuse, own_bytes=lowered.own_bytes, errors=lowered.errors, calls=lowered.names)
+    facts |= {
+        "identity": hardware.identity,
+        "sources": {symbol: kernel.source for symbol, kernel in lowered.kernels.items()},
+        "dtypes": {symbol: [dtype.name for dtype in kernel.dtypes] for symbol, kernel in lowered.kernels.items()},
         "steps": [
             (
                 step.symbol,
@@ -62,11 +48,10 @@ def compiled(
                 ],
                 step.grid,
                 step.block,
-                packed(step.product) if step.product is not None else None,
+                asdict(step.product) if step.product is not None else None,
             )
             for step in lowered.steps
         ],
-        "calls": lowered.names,
         "ends": lowered.ends,
     }
     return facts, code, plan
@@ -75,11 +60,6 @@ def compiled(
 def kernels_of(facts: Mapping[str, Any]) -> dict[str, Kernel]:
     """The kernels of a program by symbol."""
     return {
-        symbol: Kernel(source, tuple(map(np.dtype, dtypes))) for symbol, (source, dtypes) in facts["kernels"].items()
+        symbol: Kernel(facts["sources"][symbol], tuple(map(np.dtype, dtypes)))
+        for symbol, dtypes in facts["dtypes"].items()
     }
-
-
-def _early_outputs(graph: Graph, plan: Plan) -> list[int]:
-    """The outputs that are written while a check of indices may still end the run."""
-    written = {node for group in plan.groups[: last_check(plan.groups) + 1] for node in group.writes}
-    return [index for index, node in enumerate(graph.outputs) if node in written]

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from staticgrad.graph.errors import DeviceError
-from staticgrad.graph.location import Location
-from staticgrad.graph.node import DType, Graph, Node, Shape, Spec
+from staticgrad.graph.node import DType, Graph, Shape, Spec
 from staticgrad.graph.op import Op
-from staticgrad.graph.ops import arithmetic, leaf
+from staticgrad.graph.ops import arithmetic
 from staticgrad.graph.ops.shape import broadcast_to
 from staticgrad.graph.rewrite import rewrite
 from staticgrad.kernels import precision
 from staticgrad.kernels.cache import DiskCache, default_cache
+from staticgrad.kernels.cuda.any_length import node_of
 from staticgrad.kernels.cuda.array import DeviceArray
 from staticgrad.kernels.cuda.hardware import Hardware
+from staticgrad.kernels.cuda.operation import ElementwiseOps, Operation, program_operation
 from staticgrad.kernels.cuda.program import Prepared, Program, compile_graph
 from staticgrad.kernels.device import Array, Device, HostArray
 
-KEPT_OPS = 4096  # programs of single ops that a process keeps
-_ANYWHERE = Location("<op>", 0, "<op>")
+KEPT_OPS = 4096  # that a process has ready
 
 
 class CUDA(Device):
@@ -36,7 +35,8 @@ class CUDA(Device):
     def __init__(self, ordinal: int) -> None:
         self.hardware = _open(ordinal)
         self.name = self.hardware.name
-        self._program_of = lru_cache(KEPT_OPS)(self._compiled_op)
+        self._operations: dict[tuple[Any, ...], Operation] = {}
+        self._elementwise = ElementwiseOps(self.hardware)
 
     def place(self, array: Array) -> DeviceArray:
         if isinstance(array, DeviceArray):
@@ -62,24 +62,35 @@ class CUDA(Device):
     def assign(self, target: Array, source: Array) -> None:
         if not target.writable:
             raise ValueError("the array holds a copy of a view's elements")
+        if source.shape or isinstance(source, DeviceArray):
+            source = self.place(source)
         if source.dtype != target.dtype:
             source = self.run(arithmetic.cast, [source], {"dtype": target.dtype}, target.dtype)
         if source.shape != target.shape:
             source = self.run(broadcast_to, [source], {"shape": target.shape}, target.dtype)
-        target.assign(self.place(source) if isinstance(source, DeviceArray) else source)
+        target.assign(source)
 
     def run(self, op: Op, values: Sequence[Array], attributes: Mapping[str, Any], dtype: DType) -> DeviceArray:
-        if op.name == "reshape":  # the one view whose elements lie as they did
-            shape = op.infer([Spec(value.shape, value.dtype) for value in values], attributes).shape
-            return self.place(values[0]).reshaped(shape)
-        how = precision.current() if op.name == "matmul" else ""
-        key = (op, tuple((value.shape, value.dtype) for value in values), _hashable(attributes), how)
-        program = self._program_of(key)
-        (result,) = program.graph.outputs
-        made = self.empty(result.shape, result.dtype)
-        program.run([self.contiguous(value) for value in values], [made])
-        made.writable = op.kind != "view"
-        return made
+        key: tuple[Any, ...]
+        if len(values) == 2:
+            x, y = values
+            key = (op, type(x), x.dtype, x.shape, type(y), y.dtype, y.shape)
+        elif len(values) == 1:
+            (x,) = values
+            key = (op, type(x), x.dtype, x.shape)
+        else:
+            key = (op, *[part for value in values for part in (type(value), value.dtype, value.shape)])
+        if attributes:
+            key = (*key, *attributes.items(), *map(type, attributes.values()))  # 1 and 1.0 and True are told apart
+        if op.name == "matmul":
+            key = (*key, precision.current())
+        operation = self._operations.get(key)
+        if operation is None:
+            operation = self._new_operation(op, values, attributes)
+            if len(self._operations) >= KEPT_OPS:
+                self._operations.clear()
+            self._operations[key] = operation
+        return operation(values)
 
     def contiguous(self, array: Array) -> Array:
         if isinstance(array, DeviceArray):
@@ -117,23 +128,21 @@ class CUDA(Device):
     def load(self, data: bytes) -> Program:
         return Program.from_bytes(data, self.hardware)
 
-    def _compiled_op(self, key: tuple[Any, ...]) -> Program:
-        """The program of one op on operands of these types."""
-        op, types, attributes, _ = key
-        inputs = []
-        for index, (shape, dtype) in enumerate(types):
-            told = {"index": index, "role": "argument", "name": f"x{index}", "shape": shape, "dtype": dtype}
-            inputs.append(Node(leaf.graph_input, (), told, shape, dtype, "", _ANYWHERE))
-        given = {name: value for name, value, _ in attributes}
-        spec = op.infer([Spec(shape, dtype) for shape, dtype in types], given)
-        result = Node(op, tuple(inputs), given, spec.shape, spec.dtype, "", _ANYWHERE)
-        graph = rewrite(Graph(tuple(inputs), (result,), ()))
-        return compile_graph(graph, self.hardware, cache=default_cache())
-
-
-def _hashable(attributes: Mapping[str, Any]) -> tuple[tuple[str, Any, type], ...]:
-    """Attributes as part of a key; 1 and 1.0 and True are told apart."""
-    return tuple((name, value, type(value)) for name, value in attributes.items())
+    def _new_operation(self, op: Op, values: Sequence[Array], attributes: Mapping[str, Any]) -> Operation:
+        """What runs an op on operands of the types that these have."""
+        if op.name == "reshape":  # the one view whose elements lie as they did
+            shape = op.infer([Spec(value.shape, value.dtype) for value in values], attributes).shape
+            return lambda values: values[0].reshaped(shape)
+        types = [(value.shape, value.dtype, not isinstance(value, DeviceArray)) for value in values]
+        if op.kind == "elementwise" or op.name == "broadcast_to":
+            found = self._elementwise.operation(op, types, attributes)
+            if found is not None:
+                return found
+        node = node_of(op, [dtype for _, dtype, _ in types], attributes, [shape for shape, _, _ in types])
+        graph = rewrite(Graph(node.operands, (node,), ()))
+        program = compile_graph(graph, self.hardware, cache=default_cache())
+        numbers = any(number for *_, number in types)
+        return program_operation(self.hardware, program, numbers=numbers, writable=op.kind != "view")
 
 
 def _open(ordinal: int) -> Hardware:

@@ -18,9 +18,10 @@ from numba.cuda.extending import intrinsic, lower_builtin, type_callable
 from numba.np.numpy_support import from_dtype
 
 from staticgrad.graph.node import DType
-from staticgrad.kernels import accumulate, checked_index, vector_math
+from staticgrad.kernels import vector_math
 from staticgrad.kernels.cuda.target import VECTOR_BYTES
 from staticgrad.kernels.intrinsic import Entered, entered, jitted
+from staticgrad.kernels.source_names import names_with
 
 GLOBAL, SHARED = 1, 3  # the address spaces of device memory and of a block's shared memory
 _LIBRARY = {"llvm.fabs": "__nv_fabs", "llvm.rint": "__nv_rint"}  # what libNVVM has as a function only
@@ -46,6 +47,21 @@ class Dialect:
     def fneg(self, value: Any) -> Any:
         """-value, as a subtraction."""
         return self._builder.fsub(ir.Constant(value.type, -0.0), value)
+
+    def exp2(self, x: Any) -> Any:
+        """2^x of a float32, by one instruction; its relative error is below 2^-22 (PTX ISA, ex2)."""
+        return self._instruction("ex2.approx.ftz.f32", x)
+
+    def extreme(self, operator: str, x: Any, y: Any) -> Any:
+        """The larger (">") or smaller ("<") one of two float32, by one instruction; NaN where either is."""
+        return self._instruction(f"{'max' if operator == '>' else 'min'}.NaN.f32", x, y)
+
+    def _instruction(self, name: str, *operands: Any) -> Any:
+        """One instruction of PTX on float32."""
+        kind, count = operands[0].type, len(operands)
+        places = ", ".join(f"${position}" for position in range(count + 1))
+        text = ir.InlineAsm(ir.FunctionType(kind, [kind] * count), f"{name} {places};", "=f" + ",f" * count)
+        return self._builder.call(text, operands)
 
     def frem(self, x: Any, y: Any) -> Any:
         """x fmod y, by a function of the library."""
@@ -81,19 +97,13 @@ def element_type(dtype: DType) -> Any:
 @cache
 def names() -> dict[str, Any]:
     """What a kernel's source may use beside `cuda` itself."""
+    found = names_with(types) | {"larger": vector_math.maximum, "smaller": vector_math.minimum}
+    own = ("quotient", "rest", "shuffle_xor", "shuffle_up", "shared_memory", "load2", "load4", "store2", "store4")
     for function in entered:
         _enter(function)
     for text in jitted:
         _enter_text(text)
-    found = {name: getattr(vector_math, name) for name in vector_math.__all__ if name != "EXACT"}
-    dtypes = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float32", "float64")
-    found |= {name: getattr(types, name) for name in dtypes}
-    found |= {"accumulate_sum": accumulate.accumulate_sum, "accumulate_product": accumulate.accumulate_product}
-    found |= {"larger": vector_math.maximum, "smaller": vector_math.minimum}
-    own = ("quotient", "rest", "shuffle_xor", "shuffle_up", "shared_memory", "load2", "load4", "store2", "store4")
-    found |= {name: globals()[name] for name in own}
-    found |= {"checked_index": _checked(from_the_back=True), "checked_position": _checked(from_the_back=False)}
-    return found | {"inf": float("inf"), "nan": float("nan"), "range": range}
+    return found | {name: globals()[name] for name in own}
 
 
 def _enter_text(function: Callable[..., Any]) -> None:
@@ -134,35 +144,6 @@ def _unsigned(name: str) -> Any:
 
 quotient = _unsigned("udiv")
 rest = _unsigned("urem")
-
-
-def _checked(*, from_the_back: bool) -> Any:
-    @intrinsic
-    def function(typingctx: Any, index: Any, extent: Any, status: Any, code: Any) -> Any:
-        """As `kernels.checked_index`; of all threads that find an index out of range one reports it."""
-
-        def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            found, most = (
-                context.cast(builder, value, kind, types.int64)
-                for value, kind in zip(arguments[:2], signature.args[:2], strict=True)
-            )
-            words, number = arguments[2:]
-            place = found
-            if from_the_back:
-                negative = builder.icmp_signed("<", found, _LONG(0))
-                place = builder.select(negative, builder.add(found, most), found)
-            outside = builder.icmp_unsigned(">=", place, most)
-            with builder.if_then(outside, likely=False):
-                old = builder.cmpxchg(words, _LONG(0), builder.load(number), "monotonic", "monotonic")
-                with builder.if_then(builder.extract_value(old, 1)):
-                    for word, value in ((1, found), (2, most)):
-                        builder.store(value, builder.gep(words, [_LONG(word)]))
-            return builder.select(outside, _LONG(0), place)
-
-        return types.int64(index, extent, status, code), codegen
-
-    function.__name__ = checked_index.checked_index.__name__
-    return function
 
 
 # ---------------------------------------------------------------- threads that exchange values

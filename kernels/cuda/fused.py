@@ -22,9 +22,6 @@ from staticgrad.graph.structure import Level, Structure
 from staticgrad.kernels.cuda.kernel_text import KernelText
 from staticgrad.kernels.cuda.launch import Launch
 from staticgrad.kernels.cuda.rows import RowStages
-from staticgrad.kernels.cuda.stages import (
-    UNBOUNDED,
-)
 from staticgrad.kernels.cuda.sums import SumStages
 from staticgrad.kernels.cuda.target import Target
 
@@ -86,7 +83,7 @@ class _Group(RowStages, SumStages):
             if number:
                 text.lines.append("cuda.syncthreads()")
             grid = max(grid, stage(text))
-        text.resident = 1 if self.threads > UNBOUNDED else 0
+        text.resident = self.resident
         kernel = text.kernel(guarded=self.guarded)
         return Launch(kernel, tuple(text.operands), 1 if len(stages) > 1 else grid, self.threads)
 

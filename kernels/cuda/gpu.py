@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from staticgrad.graph.errors import DeviceError, OutOfMemoryError
-from staticgrad.kernels.cpu.host import source_digest
 from staticgrad.kernels.cuda import toolkit
 from staticgrad.kernels.cuda.calls import Calls
-from staticgrad.kernels.cuda.hardware import Bound, Hardware, LaunchSequence, out_of_memory
+from staticgrad.kernels.cuda.hardware import Bound, Hardware, LaunchSequence, Start, out_of_memory
 from staticgrad.kernels.cuda.launch_graph import LaunchGraph, Module
+from staticgrad.kernels.cuda.single_launch import starter
 from staticgrad.kernels.cuda.staging import Staging
 from staticgrad.kernels.cuda.stream import Stream
 from staticgrad.kernels.cuda.target import Target
 from staticgrad.kernels.cuda.timing import seconds_of
 from staticgrad.kernels.kernel import Kernel
+from staticgrad.kernels.source_digest import source_digest
 
 if TYPE_CHECKING:
     from staticgrad.kernels.cuda.array import Buffer
@@ -78,7 +79,7 @@ class GPU(Hardware):
         self.idle_streams: list[tuple[Any, Any]] = []
         self._default = Stream(self)
         self._staging = Staging(self)
-        self._free = self.driver.cuMemFreeAsync
+        self._allocate, self._free = self.driver.cuMemAllocAsync, self.driver.cuMemFreeAsync
         self.call.opened = True
 
     def _check_what_it_can(self) -> None:
@@ -144,11 +145,15 @@ class GPU(Hardware):
 
     # ------------------------------------------------------------ memory
 
-    def allocate(self, nbytes: int) -> int:
-        try:
-            return int(self.call("cuMemAllocAsync", nbytes, self.stream.handle))
-        except OutOfMemoryError:
-            raise out_of_memory(self, nbytes) from None
+    def allocate(self, nbytes: int, stream: Stream | None = None) -> int:
+        handle = (stream or self.stream).handle
+        code, address = self._allocate(nbytes, handle)
+        if code:
+            try:
+                address = self.call.after(code, "cuMemAllocAsync", nbytes, handle)
+            except OutOfMemoryError:
+                raise out_of_memory(self, nbytes) from None
+        return int(address)
 
     def free(self, address: int, stream: Any = None) -> None:
         if not self.call.failure:
@@ -230,6 +235,9 @@ class GPU(Hardware):
         self._enter()
         module = Module(self, code)
         return {symbol: module.function(symbol) for symbol in kernels}
+
+    def starter(self, function: Any, kernel: Kernel, block: int) -> Start:
+        return starter(self, function, kernel, block)
 
     def sequence(self, launches: Sequence[Bound]) -> LaunchSequence:
         return LaunchGraph(self, launches)

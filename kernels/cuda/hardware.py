@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,8 @@ class BoundLaunch:
 
 
 Bound = BoundLaunch | BoundProduct
+Start = Callable[[Any, int, Sequence[Any]], None]
+"""Starts a kernel: takes the stream, the blocks, and an argument for each pointer and number of the kernel."""
 
 
 @dataclass
@@ -103,8 +105,8 @@ class Hardware(ABC):
         return f"cuda: {self.name} has no library of matrix products"
 
     @abstractmethod
-    def allocate(self, nbytes: int) -> int:
-        """The address of new memory, aligned to 256 bytes.
+    def allocate(self, nbytes: int, stream: Any = None) -> int:
+        """The address of new memory, aligned to 256 bytes, for work on a stream; by default this Python thread's.
 
         Raises:
             OutOfMemoryError: there is not as much free.
@@ -149,6 +151,10 @@ class Hardware(ABC):
     @abstractmethod
     def load(self, code: bytes, kernels: Mapping[str, Kernel]) -> dict[str, Any]:
         """The functions of compiled kernels by symbol, for `BoundLaunch`."""
+
+    @abstractmethod
+    def starter(self, function: Any, kernel: Kernel, block: int) -> Start:
+        """What starts one of the functions of `load` by itself, in blocks of so many threads."""
 
     @abstractmethod
     def sequence(self, launches: Sequence[Bound]) -> LaunchSequence:

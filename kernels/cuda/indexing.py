@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from staticgrad.graph.views import around
 from staticgrad.kernels.cuda.launch import Launch
 from staticgrad.kernels.cuda.scatter import Scatter
-from staticgrad.kernels.cuda.structural import Call, CallText, around, index, lowering, moved, quotient, rest
+from staticgrad.kernels.cuda.structural import Call, CallText, index, lowering, moved, quotient, rest
 
 
 @lowering("take")

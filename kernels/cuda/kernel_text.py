@@ -12,7 +12,7 @@ from typing import Any
 from staticgrad.graph.members import ARGUMENTS, Access, Member
 from staticgrad.graph.node import DType, Node
 from staticgrad.graph.structure import Level, Structure
-from staticgrad.kernels.cuda.points import Axes
+from staticgrad.kernels.cuda.points import NARROW, Axes
 from staticgrad.kernels.cuda.target import Target
 from staticgrad.kernels.expressions import BOOL, literal
 from staticgrad.kernels.group_text import INT64, GroupText, term
@@ -62,6 +62,12 @@ class KernelText(GroupText):
         text = [f"def kernel({', '.join(names)}):", *self.title(), "", *about, '    """', *(f"    {x}" for x in body)]
         text += [f"\nlaunch_bounds = {self.threads}, {self.resident}"] if self.resident else []
         return Kernel("\n".join(text) + "\n", tuple(self.dtypes))
+
+    def value(self, member: Member, operands: Sequence[str], position: str) -> str:
+        """As for every device; places along an axis are compared in 32 bits where they fit, in one instruction."""
+        if member.node.op.name == "scatter_add_along_axis" and member.node.shape[-1] < NARROW:
+            position, operands = f"int32({position})", [operands[0], f"int32({operands[1]})"]
+        return super().value(member, operands, position)
 
     def shared(self, dtype: DType, count: int) -> str:
         """The name of an array in the block's shared memory."""
@@ -131,7 +137,9 @@ class Points:
 
     Attributes:
         row: lines for each row, where the axes are in two groups; else for the whole kernel.
-        point: lines for each point (`lanes` of them) of the innermost loop.
+        loads: lines that read memory for each point (`lanes` of them) of the innermost loop; they come first, so that
+            all are under way before one is waited for.
+        point: what is computed there.
     """
 
     def __init__(self, text: KernelText, groups: Sequence[Axes], lanes: int) -> None:
@@ -140,6 +148,7 @@ class Points:
         self.lanes = lanes
         self.before: list[str] = []
         self.row: list[str] = []
+        self.loads: list[str] = []
         self.point: list[str] = []
         self.values: dict[Node, list[str]] = {}  # of each point
         self.common: dict[Node, list[str]] = {}  # of the row and of the whole
@@ -153,20 +162,17 @@ class Points:
         other._known = (self._known[0], self._known[1], {})
         return other
 
-    def new_pass(self) -> None:
-        """Begin another run over the points: what was loaded and computed at a point is gone."""
-        self.point = []
+    def taken(self) -> tuple[list[str], list[str]]:
+        """The lines for each point so far, to be put where they belong: loads, and the rest; the values stay known."""
+        lines = [*self.groups[-1].lines, *self.loads], self.point
         self.groups[-1].lines.clear()
-        self.groups[-1].names.clear()
-        self._known[2].clear()
-        self.values = {}
-
-    def taken(self) -> list[str]:
-        """The lines for each point so far, to be put where they belong; the values stay known."""
-        lines = [*self.groups[-1].lines, *self.point]
-        self.groups[-1].lines.clear()
-        self.point = []
+        self.loads, self.point = [], []
         return lines
+
+    def each(self) -> list[str]:
+        """All lines for each point so far, in order."""
+        loads, rest = self.taken()
+        return [*loads, *rest]
 
     def value(self, node: Node) -> list[str] | None:
         """The texts of a member's value, if it has been computed."""
@@ -231,7 +237,7 @@ class Points:
     def _load(self, owner: Node, base: int, offset: int, strides: tuple[int, ...], level: int) -> list[str]:
         name = f"a{self.text.loaded}"
         self.text.loaded += 1
-        lines = self._lines(level)
+        lines = self.loads if level == 2 else self._lines(level)
         along = strides[self.groups[-1].axes[-1]] if level == 2 else 0
         if self.lanes == 1 or not along:
             lines.append(f"{name} = {self._element(owner, base, self._index(offset, strides))}")

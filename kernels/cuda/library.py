@@ -3,53 +3,31 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import astuple, dataclass, field
 
 from staticgrad.graph.node import Graph
 from staticgrad.kernels.cuda.target import Target
 from staticgrad.kernels.kernel import Operand
-from staticgrad.kernels.products import MatrixProduct
+from staticgrad.kernels.products import MatrixProduct, StoredProduct
 
 DTYPES = ("float32", "float64")
 
 
-@dataclass(frozen=True)
-class ProductCall:
-    """`c = a @ b` on row-major matrices of shape (m, k), (k, n) and (m, n), `batch` times.
-
-    With `transpose_a` a lies in memory as (k, m), and with `transpose_b` b as (n, k). A leading dimension is the
-    distance between rows as stored, and a stride that between matrices of the batch, 0 for one that all share.
+@dataclass(frozen=True, slots=True)
+class ProductCall(StoredProduct):
+    """A product as the library is asked for it.
 
     Attributes:
-        precision: see `precision.PRECISIONS`; of float32 only.
+        precision: see `precision.PRECISIONS`; of float32 only, else the dtype.
     """
 
-    dtype: str
-    precision: str
-    m: int
-    n: int
-    k: int
-    transpose_a: bool
-    transpose_b: bool
-    lda: int
-    ldb: int
-    ldc: int
-    batch: int = 1
-    stride_a: int = 0
-    stride_b: int = 0
-    stride_c: int = 0
+    precision: str = field(kw_only=True)
 
     @classmethod
     def of(cls, product: MatrixProduct, precision: str) -> ProductCall:
-        """A product as the library is asked for it."""
-        a, b, c = product.a, product.b, product.c
-        dtype = product.dtype.name
-        precision = precision if dtype == "float32" else dtype
-        strides = (a.stride, b.stride, c.stride) if product.batch > 1 else (0, 0, 0)
-        flags = (a.transposed, b.transposed)
-        leading = (a.leading, b.leading, c.leading)
-        return cls(dtype, precision, product.m, product.n, product.k, *flags, *leading, product.batch, *strides)
+        """A product with its factors rounded to a precision."""
+        stored = product.stored
+        return cls(*astuple(stored), precision=precision if stored.dtype == "float32" else stored.dtype)
 
 
 @dataclass(frozen=True)
@@ -97,12 +75,7 @@ def may_ask(graph: Graph, target: Target) -> bool:
 def asks(product: MatrixProduct, target: Target) -> bool:
     """Whether a library may be faster at a product than a kernel of ours."""
     matrices = min(product.m, product.n, product.k) > 1
-    return matrices and product.dtype.name in DTYPES and product.multiplications >= target.library_from
+    return matrices and product.dtype.name in DTYPES and product.stored.multiplications >= target.library_from
 
 
-def packed(call: ProductCall) -> list[Any]:
-    """A product as JSON has it; `ProductCall(*packed(call))` is the product again."""
-    return list(vars(call).values())
-
-
-__all__ = ["BoundProduct", "Library", "LibraryLaunch", "ProductCall", "asks", "may_ask", "packed"]
+__all__ = ["BoundProduct", "Library", "LibraryLaunch", "ProductCall", "asks", "may_ask"]

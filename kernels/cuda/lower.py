@@ -12,8 +12,7 @@ from staticgrad.graph.members import Members
 from staticgrad.graph.node import ALIGNMENT, Graph, Node
 from staticgrad.graph.plan import Place, Plan
 from staticgrad.graph.structure import Level
-from staticgrad.kernels.cpu.steps import Address, Arena, Argument
-from staticgrad.kernels.cpu.table import Table
+from staticgrad.kernels.addresses import Address, Arena, Argument
 from staticgrad.kernels.cuda import moves
 from staticgrad.kernels.cuda.contraction import product_launches
 from staticgrad.kernels.cuda.fused import generate, read_late
@@ -24,6 +23,7 @@ from staticgrad.kernels.cuda.product_choice import ProductChoice
 from staticgrad.kernels.cuda.structural import lower_call
 from staticgrad.kernels.cuda.target import Target
 from staticgrad.kernels.kernel import Kernel, Operand
+from staticgrad.kernels.table import Table
 
 POISON = 0xFF  # every float of these bytes is NaN
 

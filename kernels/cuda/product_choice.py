@@ -16,13 +16,13 @@ from staticgrad.graph.errors import OutOfMemoryError
 from staticgrad.graph.node import Graph, Node
 from staticgrad.kernels import precision
 from staticgrad.kernels.cache import DiskCache, content_key
-from staticgrad.kernels.cpu.table import STATUS_BYTES
 from staticgrad.kernels.cuda.array import Buffer
 from staticgrad.kernels.cuda.hardware import Bound, BoundLaunch, Hardware
 from staticgrad.kernels.cuda.launch import Launch
 from staticgrad.kernels.cuda.library import BoundProduct, Library, may_ask
 from staticgrad.kernels.cuda.library_product import AnyLaunch
 from staticgrad.kernels.kernel import Operand
+from staticgrad.kernels.table import STATUS_BYTES
 
 MARGIN = 0.97  # of our kernel's time: the library must be this much faster
 BYTE = 0x3F  # what operands are filled with for a measurement: small positive numbers

@@ -2,36 +2,33 @@
 
 from __future__ import annotations
 
-import json
-import struct
 import threading
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from staticgrad.graph.errors import DeviceError, FileFormatError, IndexRangeError, OutOfMemoryError
+from staticgrad.graph.errors import DeviceError, OutOfMemoryError
 from staticgrad.graph.node import ALIGNMENT, Graph, Node
-from staticgrad.graph.ops.indexing import range_error
-from staticgrad.graph.serialize import canonical_order, from_json, graph_key, to_json
+from staticgrad.graph.serialize import graph_key
 from staticgrad.graph.timeline import stage
 from staticgrad.kernels.cache import DiskCache, content_key
-from staticgrad.kernels.cpu.table import ERROR_WORDS, STATUS_BYTES, Table
 from staticgrad.kernels.cuda.array import Array, Buffer, DeviceArray
-from staticgrad.kernels.cuda.hardware import Bound, BoundLaunch, Hardware
+from staticgrad.kernels.cuda.hardware import Bound, BoundLaunch, Hardware, Start
 from staticgrad.kernels.cuda.library import BoundProduct, ProductCall
 from staticgrad.kernels.cuda.product_choice import ProductChoice
+from staticgrad.kernels.program import CompiledGraph, PreparedRuns, Workspace
+from staticgrad.kernels.table import ERROR_WORDS, STATUS_BYTES
 
 if TYPE_CHECKING:
     from staticgrad.graph.plan import Plan
 
-_MAGIC = b"SGCUDAPR"
-_LENGTH = struct.Struct("<Q")
 APART = 256  # bytes: arrays begin at multiples of it
+FEW = 4  # launches that are started one by one as quickly as a graph with new addresses
 
 
 def compile_graph(
@@ -67,36 +64,19 @@ def compile_graph(
     return program
 
 
-class Program:
+class Program(CompiledGraph):
     """A compiled graph on a GPU.
 
     One run at a time uses its memory: runs of several Python threads take turns, and follow each other on the device.
-
-    Attributes:
-        graph: what it computes.
-        arena_bytes: working memory of a run, on the device.
-        sources: the generated kernels as Python source, by name.
-        from_cache: whether it was loaded from disk rather than compiled.
-        early_outputs: the outputs that a run may have written although it failed.
-        calls: the kernels that compute each group of the plan, in order.
-        repeats: many steps are started one by one.
     """
 
-    repeats = False
+    magic, made_for = b"SGCUDAPR", "a GPU"
 
     def __init__(self, graph: Graph, facts: Mapping[str, Any], code: bytes, hardware: Hardware) -> None:
-        self.graph = graph
+        super().__init__(graph, facts, code)
         self.hardware = hardware
-        self.from_cache = False
-        self._facts = facts
         if any(product is not None for *_, product in facts["steps"]) and hardware.library is None:
             raise DeviceError(f"program: it was compiled to use a library; {hardware.library_trouble}")
-        self._code = code
-        self.arena_bytes: int = facts["arena"]
-        self.sources: Mapping[str, str] = {symbol: source for symbol, (source, _) in facts["kernels"].items()}
-        self.calls: tuple[str, ...] = tuple(facts["calls"])
-        self.early_outputs: frozenset[int] = frozenset(facts["early"])
-        self._table = Table(len(graph.inputs), len(graph.outputs), len(facts["constants"]))
         self._may_fail = bool(facts["errors"])
         self._lock = threading.Lock()
         self._seconds: list[float] | None = None
@@ -104,20 +84,14 @@ class Program:
         self._failures: dict[int, list[int]] = {}  # what runs have reported, by Python thread
         self._bound_to: object = None  # the key of the `Prepared` whose arrays are bound
         self._known_numbers: dict[int, bytes] = {}  # that are on the device already
-        self.free: list[Workspace] = []
         self._entries: list[int] = [0] * self._table.size
         self._staging: dict[int, Buffer] = {}
 
     @cached_property
     def plan(self) -> Plan:
-        """The plan of the memory; made again where the program came from disk."""
         from staticgrad.kernels.cuda.compiler import planned
 
         return planned(self.graph, reuse=self._facts["reuse"])
-
-    @cached_property
-    def _nodes(self) -> list[Node]:
-        return canonical_order(self.graph)
 
     # ------------------------------------------------------------ runs
 
@@ -156,6 +130,28 @@ class Program:
         self.hardware.write(self._entries[0], np.zeros(STATUS_BYTES // 8, np.int64))
         return True
 
+    def single_launches(self) -> list[SingleLaunch] | None:
+        """Its launches, to be started one by one by somebody else; None where a run is more than a few of them."""
+        facts = self._facts
+        if facts["errors"] or facts["constants"] or len(facts["steps"]) > FEW:
+            return None
+        if any(product is not None for *_, product in facts["steps"]):
+            return None
+        from staticgrad.kernels.cuda.compiler import kernels_of
+
+        kernels = kernels_of(facts)
+        functions = self.hardware.load(self._code, kernels)
+        found = []
+        for symbol, addresses, grid, block, _ in facts["steps"]:
+            where = [(entry or 0, offset) for entry, offset in addresses]
+            found.append(SingleLaunch(self.hardware.starter(functions[symbol], kernels[symbol], block), grid, where))
+        return found
+
+    @property
+    def working_bytes(self) -> int:
+        """The memory that the launches of a run need beside the arrays."""
+        return _apart(self.arena_bytes) + int(self._facts["own"])
+
     @contextmanager
     def timed(self) -> Iterator[list[float]]:
         """The seconds of every run inside the block, until the device is done."""
@@ -167,7 +163,6 @@ class Program:
             self._seconds = None
 
     def timed_by_group(self, cache: DiskCache | None = None) -> TimedProgram:
-        """The same program, which tells how long each group of its plan takes."""
         return TimedProgram(self)
 
     def _bind_all(self, inputs: Sequence[Array | DeviceArray], outputs: Sequence[DeviceArray]) -> None:
@@ -205,7 +200,6 @@ class Program:
             self._bind(entry, staged)
 
     def run_and_read(self, inputs: Sequence[Array | DeviceArray], outputs: Sequence[DeviceArray]) -> dict[Node, Array]:
-        """`run`, and a copy of every value that was stored in the arena; of a program compiled without reuse."""
         self.run(inputs, outputs)
         found = {}
         for node, place in self.plan.places.items():
@@ -221,17 +215,15 @@ class Program:
             self._sequence.set_address(number, position, address + offset)
 
     def new_workspace(self) -> Workspace:
-        """What a bound call hands its arrays to."""
+        """What a bound call hands its arrays to; the memory is the program's."""
         return Workspace()
 
     def fail(self, workspace: Workspace | None = None) -> NoReturn:
         """Raise what the last run of this Python thread has reported."""
-        code, index, extent = self._failures.pop(threading.get_ident())
+        report = self._failures.pop(threading.get_ident())
         if workspace is not None:
             self.free.append(workspace)
-        node = self._nodes[self._facts["errors"][code - 1]]
-        what = node.attributes.get("what", "")
-        raise IndexRangeError(f"{range_error(node.op.name, what, index, extent)}. Captured at {node.location}")
+        raise self._error(*report)
 
     # ------------------------------------------------------------ memory
 
@@ -291,7 +283,7 @@ class Program:
         """One step, with what is in the arena at its addresses; the others come when they are known."""
         addresses = [0 if entry is not None else self._arena + offset for entry, offset in where]
         if product is not None:
-            return BoundProduct(ProductCall(*product), addresses)
+            return BoundProduct(ProductCall(**product), addresses)
         return BoundLaunch(functions[symbol], addresses, grid, block)
 
     def _place_constants(self) -> None:
@@ -312,15 +304,6 @@ class Program:
 
     # ------------------------------------------------------------ as bytes
 
-    def to_bytes(self) -> bytes:
-        """The program with its graph, for `from_bytes` in any process with a GPU like this one."""
-        return self._packed(with_graph=True)
-
-    def _packed(self, with_graph: bool) -> bytes:
-        facts = {**self._facts, "graph": to_json(self.graph) if with_graph else None}
-        text = json.dumps({**facts, "identity": self.hardware.identity}).encode()
-        return b"".join((_MAGIC, _LENGTH.pack(len(text)), text, self._code))
-
     @classmethod
     def from_bytes(cls, data: bytes, hardware: Hardware, graph: Graph | None = None) -> Program:
         """The program that `to_bytes` made; no compiler runs.
@@ -330,77 +313,44 @@ class Program:
             ValueError: it was compiled for another GPU or by another version.
             DeviceError: it leaves products to a library that is not here.
         """
-        start = len(_MAGIC) + _LENGTH.size
-        if len(data) < start or not data.startswith(_MAGIC):
-            raise FileFormatError(f"program: expected one compiled for a GPU; got {len(data)} bytes of something else")
-        end = start + _LENGTH.unpack_from(data, len(_MAGIC))[0]
-        try:
-            facts = json.loads(data[start:end])
-            stored = facts.pop("graph")
-            identity = facts.pop("identity")
-        except (ValueError, KeyError, AttributeError) as error:
-            raise FileFormatError("program: the description of the program is damaged; compile it again") from error
-        if identity != hardware.identity:
-            raise ValueError(f"program: compiled for {identity}; this is {hardware.identity}")
-        return cls(graph if graph is not None else from_json(stored), facts, data[end:], hardware)
+        graph, facts, code = cls.unpacked(data, graph)
+        if facts["identity"] != hardware.identity:
+            raise ValueError(f"program: compiled for {facts['identity']}; this is {hardware.identity}")
+        return cls(graph, facts, code, hardware)
 
 
-class Workspace:
-    """What a bound call hands its arrays to. The program has one memory: `run` waits for its turn.
+class SingleLaunch(NamedTuple):
+    """One launch of a program by itself.
 
     Attributes:
-        prepared: the key of the `Prepared` that this was filled for.
-        numbers: one element each, for the numbers among the inputs.
-        run: takes the arrays that change; whether it has failed.
+        addresses: for each argument an offset in what has this number: inputs and then outputs from 1, and 0 for
+            working memory.
     """
 
-    def __init__(self) -> None:
-        self.prepared: object = None
-        self.numbers: list[array[Any]] = []
-        self.run: Callable[..., bool] = _unprepared
+    start: Start
+    grid: int
+    addresses: list[tuple[int, int]]
 
 
-def _unprepared(*_: Any) -> bool:
-    raise RuntimeError("program: the workspace is not prepared for arrays; call Prepared.fill first")
+class Prepared(PreparedRuns):
+    """Runs that take turns in the program's one memory: their arrays are bound again where others were between."""
 
-
-class Prepared:
-    """Runs of a program that have most of their arrays in common; see `kernels.cpu.program.Prepared`.
-
-    Args:
-        fixed: arrays by the number of the input, or of the output behind all inputs.
-        numbers: inputs that are numbers, as typecodes of Python's `array`.
-        changing: the numbers of the arrays that `run` takes, in its order.
-    """
-
-    def __init__(
-        self,
-        program: Program,
-        fixed: Mapping[int, DeviceArray],
-        numbers: Mapping[int, str],
-        changing: Sequence[int],
-    ) -> None:
-        self._program = program
-        self._fixed = [(1 + index, value) for index, value in fixed.items()]
-        self._numbers = numbers
-        self._changing = [1 + index for index in changing]
-        self.key = object()
+    _program: Program
 
     def fill(self, workspace: Workspace) -> None:
-        """Make a workspace ready for these runs."""
         workspace.prepared = self.key
         workspace.numbers = [array(code, [0]) for code in self._numbers.values()]
-        workspace.run = partial(self._run, [(1 + i, x) for i, x in zip(self._numbers, workspace.numbers, strict=True)])
+        workspace.run = partial(self._run, list(zip(self._numbers, workspace.numbers, strict=True)))
 
     def _run(self, numbers: Sequence[tuple[int, array[Any]]], *arrays: Any) -> bool:
         program = self._program
         with program._lock:
             _ = program._sequence
             if program.hardware.several:
-                program.hardware.use(program._buffers([*arrays, *(value for _, value in self._fixed)]))
+                program.hardware.use(program._buffers([*arrays, *self._fixed.values()]))
             if program._bound_to is not self.key:
                 program._bound_to = None
-                for entry, value in self._fixed:
+                for entry, value in self._fixed.items():
                     program._bind_value(entry, value)
                 program._bound_to = self.key
             for entry, number in numbers:

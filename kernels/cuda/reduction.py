@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from staticgrad.graph.views import around
 from staticgrad.kernels.cuda.launch import Launch
 from staticgrad.kernels.cuda.structural import (
     Call,
     CallText,
-    around,
     indented,
     index,
     lowering,

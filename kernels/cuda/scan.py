@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 from math import isqrt
 from typing import Literal
 
+from staticgrad.graph.views import around
 from staticgrad.kernels.cuda.launch import Launch
 from staticgrad.kernels.cuda.running_total import in_block, in_team
 from staticgrad.kernels.cuda.structural import (
     Call,
     CallText,
     added,
-    around,
     indented,
     index,
     loaded,

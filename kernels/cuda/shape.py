@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
+from staticgrad.graph.views import around
 from staticgrad.kernels.cuda.launch import Launch, blocks_for
 from staticgrad.kernels.cuda.structural import (
     Call,
-    around,
     indented,
     index,
     loaded,

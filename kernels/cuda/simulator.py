@@ -22,10 +22,11 @@ import numpy as np
 from staticgrad.graph.node import DType
 from staticgrad.graph.ops import numpy_math
 from staticgrad.kernels.cuda import toolkit
-from staticgrad.kernels.cuda.hardware import Bound, Hardware, LaunchSequence, out_of_memory
+from staticgrad.kernels.cuda.hardware import Bound, Hardware, LaunchSequence, Start, out_of_memory
 from staticgrad.kernels.cuda.library import BoundProduct, Library
 from staticgrad.kernels.cuda.target import Target
 from staticgrad.kernels.kernel import Kernel
+from staticgrad.kernels.source_names import DTYPES
 
 if TYPE_CHECKING:
     from staticgrad.kernels.cuda.array import Buffer
@@ -85,7 +86,7 @@ class Pointer:
     """An address with a dtype, as kernels index it; what lies in front of it may be read too."""
 
     def __init__(self, block: Array, start: int, dtype: DType) -> None:
-        kind = np.dtype(np.uint8) if dtype == np.bool_ else dtype
+        kind = element_type(dtype)
         self._elements = block[: len(block) // kind.itemsize * kind.itemsize].view(kind)
         self._start = start // kind.itemsize
 
@@ -121,6 +122,11 @@ class Pointer:
         return place
 
 
+def element_type(dtype: DType) -> DType:
+    """What kernels are given for elements of `dtype`; booleans are bytes."""
+    return np.dtype(np.uint8) if dtype == np.bool_ else dtype
+
+
 def build(kernel: Kernel) -> Any:
     """A kernel that `launch` can run."""
     namespace: dict[str, Any] = dict(_names())
@@ -129,22 +135,28 @@ def build(kernel: Kernel) -> Any:
 
 
 _QUIET = """
-def quietly(*pointers):
+def quietly(*arguments):
     with errstate(all="ignore"):
-        kernel(*pointers)
+        kernel(*arguments)
 """
 
 
 def launch(
-    function: Any, dtypes: Sequence[DType], memory: Memory, addresses: Sequence[int], grid: int, block: int
+    function: Any,
+    dtypes: Sequence[DType],
+    memory: Memory,
+    addresses: Sequence[int],
+    grid: int,
+    block: int,
+    values: Sequence[Any] = (),
 ) -> None:
-    """Run all blocks of one launch."""
+    """Run all blocks of one launch; `values` are the numbers behind the pointers."""
     pointers = []
     for address, dtype in zip(addresses, dtypes, strict=True):
         memory_block, start = memory.block(address)
         pointers.append(Pointer(memory_block, address - start, dtype))
     with _running, _quick_turns():
-        function[grid, block](*pointers)
+        function[grid, block](*pointers, *values)
 
 
 @contextmanager
@@ -187,7 +199,7 @@ class SimulatedGPU(Hardware):
     def library(self) -> Library | None:
         return self._library
 
-    def allocate(self, nbytes: int) -> int:
+    def allocate(self, nbytes: int, stream: Any = None) -> int:
         if self.memory.used + nbytes > self.total_bytes:
             raise out_of_memory(self, nbytes)
         return self.memory.allocate(nbytes)
@@ -224,6 +236,15 @@ class SimulatedGPU(Hardware):
 
     def load(self, code: bytes, kernels: Mapping[str, Kernel]) -> dict[str, Any]:
         return {symbol: (build(kernel), kernel.dtypes) for symbol, kernel in kernels.items()}
+
+    def starter(self, function: Any, kernel: Kernel, block: int) -> Start:
+        def start(stream: Any, grid: int, arguments: Sequence[Any]) -> None:
+            addresses = arguments[: len(kernel.dtypes)]
+            pairs = zip(kernel.values, arguments[len(kernel.dtypes) :], strict=True)
+            values = [element_type(dtype).type(value) for dtype, value in pairs]
+            launch(function[0], kernel.dtypes, self.memory, addresses, grid, block, values)
+
+        return start
 
     def sequence(self, launches: Sequence[Bound]) -> LaunchSequence:
         return _SimulatedSequence(list(launches), memory=self.memory, library=self._library)
@@ -372,8 +393,7 @@ def _store(pointer: Pointer, index: int, *values: Any) -> None:
 @cache
 def _names() -> Mapping[str, Any]:
     names = {name: value for name, value in vars(numpy_math).items() if callable(value) and not name.startswith("_")}
-    dtypes = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float32", "float64")
-    names |= {name: getattr(np, name) for name in dtypes}
+    names |= {name: getattr(np, name) for name in DTYPES}
     names |= {"larger": np.maximum, "smaller": np.minimum, "select": _select, "shuffle_xor": _shuffle_xor}
     names |= {"shuffle_up": _shuffle_up}
     names |= {"quotient": lambda x, y: x // y, "rest": lambda x, y: x % y, "checked_index": _checked_index}

@@ -10,6 +10,7 @@ from staticgrad.graph.node import Node
 from staticgrad.graph.structure import Level, Structure, place_passes
 from staticgrad.kernels.cuda.kernel_text import KernelText, Points
 from staticgrad.kernels.cuda.launch import blocks_for
+from staticgrad.kernels.cuda.online import Online, with_online
 from staticgrad.kernels.cuda.points import Axes, lanes_of
 from staticgrad.kernels.cuda.target import VECTOR_BYTES, Target
 from staticgrad.kernels.expressions import BOOL
@@ -43,30 +44,40 @@ class GroupStages:
         self, structure: Structure, writes: Sequence[Node], aliases: Mapping[Node, Node], target: Target, guarded: bool
     ) -> None:
         self.structure = replace(structure, passes={}, scratch=())
-        place_passes(self.structure, writes, keep=False)
         self.writes = tuple(writes)
         self.aliases = aliases
         self.target = target
         self.guarded = guarded
-        self.members = {member.node: member for member in structure.members}
         self.level = structure.level
         self.axes = structure.axes
+        sizes = self._sizes()
+        self.widest = max(sizes, default=1)
+        self.lanes = lanes_of(self.axes[-1], sizes, VECTOR_BYTES) if self.axes else 1
+        self.fits = structure.row_size <= IN_FLIGHT * self.lanes * target.largest_block
+        self.online: dict[Node, Online] = {}
+        if not self.fits:
+            self.structure, self.online = with_online(self.structure)
+        place_passes(self.structure, writes, keep=False)
+        self.members = {member.node: member for member in self.structure.members}
         self.own: dict[Node, int] = {}
         self.own_bytes = 0
         self.small = structure.size <= target.small
         self.sums = self._sums()
         self.totals = [one for one in self.sums if not one.kept]
-        self.lanes = self._lanes()
         self.threads = self._threads()
 
-    def _lanes(self) -> int:
-        """How many elements of the innermost axis a thread handles at once."""
+    def _sizes(self) -> list[int]:
+        """The item sizes of all that is read and written along the innermost axis."""
         if not self.axes:
-            return 1
-        inside = [member.node for member in self.structure.members]
-        sizes = [access.owner.dtype.itemsize for member in self.structure.members for access in member.accesses]
-        sizes += [node.dtype.itemsize for node in inside if node in self.writes]
-        return lanes_of(self.axes[-1], sizes, VECTOR_BYTES)
+            return []
+        structure = self.structure
+        accesses = [access for member in structure.members for access in member.accesses]
+        sizes = [
+            access.owner.dtype.itemsize
+            for access in accesses
+            if access.owner.op.name != "iota" and structure.strides(access.layout, access.size)[-1]
+        ]
+        return sizes + [node.dtype.itemsize for node in self.writes if self.level.get(node) == Level.FULL]
 
     def _threads(self) -> int:
         """Threads of a block: enough for one row, or for all of a small group."""
@@ -157,7 +168,7 @@ class GroupStages:
         text.lines += [
             f"e = (block * {self.threads} + thread) * {self.lanes}",
             f"while e < {axes.size}:",
-            *indented([*axes.lines, *points.point, *stores, f"e += {GRID} * {self.threads * self.lanes}"]),
+            *indented([*points.each(), *stores, f"e += {GRID} * {self.threads * self.lanes}"]),
         ]
         return blocks_for(items, self.threads, 2**20)
 
@@ -175,9 +186,26 @@ class GroupStages:
     def _over(self, counter: str, axes: Sequence[int]) -> Axes:
         return Axes(counter, tuple(axes), tuple(self.axes[axis] for axis in axes))
 
+    @property
+    def resident(self) -> int:
+        """Blocks that a multiprocessor should hold at once, where that limits the registers; 0 where it need not."""
+        if self.threads <= UNBOUNDED:
+            return 0
+        return 1 if self.fits or self.widest > 4 else 2  # of 8 bytes, a number takes two registers
+
+    @property
+    def in_flight(self) -> int:
+        """Vectors of a row in memory that one thread asks for at once."""
+        return IN_FLIGHT if self.lanes > 1 else 2 * IN_FLIGHT
+
     def _team(self) -> int:
-        """How many threads work on one row: part of a warp, or a block."""
+        """How many threads work on one row: part of a warp, or a block.
+
+        A row in memory has half as many as a block can have, so that another block works while one adds up.
+        """
         size = self.structure.row_size
+        if not self.fits:
+            return self.target.largest_block // 2
         return min(self.target.largest_block, power_of_two(-(-size // (IN_FLIGHT * self.lanes))))
 
 

@@ -7,11 +7,11 @@ The operands of such a kernel lie in order in memory; the files by family (`inde
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import gcd, prod
+from math import gcd
 
 from staticgrad.graph.fusion import stored_operand
 from staticgrad.graph.members import Members
-from staticgrad.graph.node import DType, Node, Shape
+from staticgrad.graph.node import DType, Node
 from staticgrad.kernels.cuda.launch import Launch, blocks_for
 from staticgrad.kernels.cuda.points import NARROW, lanes_of
 from staticgrad.kernels.cuda.target import VECTOR_BYTES, Target
@@ -264,11 +264,6 @@ def moved(source: str, place: str, target: str, to: str, lanes: int) -> list[str
     """The lines that copy elements."""
     lines, values = loaded(source, place, lanes, "v")
     return [*lines, *stored(target, to, values)]
-
-
-def around(shape: Shape, axis: int) -> tuple[int, int]:
-    """How many elements lie before and after an axis."""
-    return prod(shape[:axis]), prod(shape[axis + 1 :])
 
 
 def power_of_two(number: int) -> int:

@@ -72,7 +72,7 @@ class SumStages(GroupStages):
                     f"q = part * {length} + {share}",
                     f"end = min((part + 1) * {length}, {reduced.size})",
                     "while q < end:",
-                    *indented([*reduced.lines, *points.point, f"q += {along}"]),
+                    *indented([*points.each(), f"q += {along}"]),
                     *ends,
                     f"tile += {GRID}",
                 ]
@@ -181,7 +181,7 @@ class SumStages(GroupStages):
             *begin,
             f"q = (block * {self.threads} + thread) * {lanes}" if parts > 1 else f"q = thread * {lanes}",
             f"while q < {axes.size}:",
-            *indented([*axes.lines, *points.point, f"q += {stride * parts}"]),
+            *indented([*points.each(), f"q += {stride * parts}"]),
         ]
         for member in one.members:
             lines += text.together(member.node, f"c{text.names[member.node][1:]}", self.threads)

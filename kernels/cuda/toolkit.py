@@ -53,10 +53,11 @@ def ptx_of(kernel: Kernel, capability: tuple[int, int]) -> str:
 
     namespace: dict[str, Any] = {**dialect.names(), "cuda": cuda}
     exec(compile(kernel.source, f"<{kernel.symbol}>", "exec"), namespace)
-    pointers = tuple(types.CPointer(dialect.element_type(dtype)) for dtype in kernel.dtypes)
+    pointers = [types.CPointer(dialect.element_type(dtype)) for dtype in kernel.dtypes]
+    arguments = (*pointers, *map(dialect.element_type, kernel.values))
     bounds = namespace.get("launch_bounds")
     try:
-        text, _ = cuda.compile_ptx(namespace["kernel"], pointers, cc=capability, launch_bounds=bounds)
+        text, _ = cuda.compile_ptx(namespace["kernel"], arguments, cc=capability, launch_bounds=bounds)
     except (ImportError, OSError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "nvvm" not in str(error).lower():
             raise

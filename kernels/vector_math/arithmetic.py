@@ -105,6 +105,8 @@ def _emit_sign(builder: Any, kind: Any, x: Any) -> Any:
 
 def _emit_extreme(operator: str) -> Emit:
     def emit(builder: Any, kind: Any, x: Any, y: Any) -> Any:
+        if kind == types.float32 and hasattr(builder, "extreme"):  # a device with an instruction for it
+            return builder.extreme(operator, x, y)
         if isinstance(kind, types.Float):
             # A NaN in x is kept by the second test, a NaN in y by the failure of both.
             keep = builder.or_(builder.fcmp_ordered(operator, x, y), builder.fcmp_unordered("uno", x, x))

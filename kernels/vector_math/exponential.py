@@ -3,7 +3,8 @@
 The argument is written x = n ln 2 + r with n integral and |r| <= ln(2)/2 (W. Cody and W. Waite, "Software Manual for
 the Elementary Functions", 1980): ln 2 is split into a part that n multiplies exactly and a small rest. A minimax
 polynomial gives e^r; its coefficients come from `benchmarks/minimax.py`. The scaling by 2^n is done in two steps, so
-that results below the normal range are rounded once and not flushed.
+that results below the normal range are rounded once and not flushed. A GPU has an instruction for 2^r of float32, with
+an error below 2^-22 of the result, which takes the polynomial's place there.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ from staticgrad.kernels.vector_math.primitives import (
     EXPONENT_BIAS,
     MANTISSA_BITS,
     Scalar,
+    Value,
     bits,
     constant,
     copysign,
     fabs,
     from_bits,
+    has_exp2,
+    like,
     multiply_add,
     polynomial,
     power_of_two,
@@ -24,9 +28,11 @@ from staticgrad.kernels.vector_math.primitives import (
     rounding_origin,
     scalar,
     select,
+    small_exp2,
 )
 
 _LOG2_E = constant(1.4426950408889634)
+_LOG2_E_LOW = constant(1.9259629911266175e-08)  # what float32 leaves of it
 _LN2_HIGH = constant(0.693145751953125, 0.6931471803691238)  # 16 and 32 bits
 _LN2_LOW = constant(1.42860682030941723212e-6, 1.90821492927058770002e-10)
 _EXP_LOWER = constant(-105.0, -747.0)  # e^x rounds to zero below
@@ -134,21 +140,57 @@ def _reduced(x: Scalar, rest: Scalar) -> Scalar:
 def _split_exp(x: Scalar, rest: Scalar = None) -> tuple[Scalar, Scalar]:
     """(p, n) with e^(x + rest) = p 2^n, p next to 1 and n an integral float; `rest` is small."""
     n = rounded(x * _LOG2_E(x))
+    if has_exp2(x):
+        return _exp2_of_rest(x, n, rest), n
     r = multiply_add(n, -_LN2_LOW(x), x - n * _LN2_HIGH(x))
     r = r if rest is None else r + rest
     return 1.0 + multiply_add(r * r, _EXP(r), r), n
 
 
+# ---------------------------------------------------------------- by a device's instruction for 2^r
+
+
+def _exp_by_instruction(x: Value, rest: Scalar = None) -> Value:
+    """e^(x + rest). Outside the normal range n stays at its end and r grows instead: 2^r then leaves the range."""
+    n, power = _normal_power(multiply_add(x, _LOG2_E(x), rounding_origin(x.kind)))
+    return _exp2_of_rest(x, n, rest) * power
+
+
+def _normal_power(shifted: Value) -> tuple[Value, Value]:
+    """(n, 2^n) from n plus the origin of rounding; n is moved to where 2^n is normal."""
+    builder, kind = shifted.builder, shifted.kind
+    origin, bias = rounding_origin(kind), EXPONENT_BIAS[kind]
+    shifted = clamp(shifted, like(origin - bias + 1, shifted), like(origin + bias, shifted))
+    pattern = bits(shifted)
+    size = MANTISSA_BITS[kind]
+    exponent = builder.add(builder.shl(pattern, pattern.type(size)), pattern.type(bias << size))
+    return shifted - origin, from_bits(shifted, exponent)
+
+
+def _exp2_of_rest(x: Value, n: Value, rest: Scalar) -> Value:
+    """e^(x + rest) / 2^n."""
+    r = multiply_add(x, _LOG2_E_LOW(x), multiply_add(x, _LOG2_E(x), -n))
+    return small_exp2(r if rest is None else multiply_add(rest, _LOG2_E(x), r))
+
+
+# ---------------------------------------------------------------- the functions
+
+
 @scalar
 def exp(x: Scalar) -> Scalar:
     """e^x."""
+    if has_exp2(x):
+        return _exp_by_instruction(x)
     return _scaled(*_split_exp(clamp(x, _EXP_LOWER(x), _EXP_UPPER(x))))
 
 
 def exp_of_sum(high: Scalar, low: Scalar) -> Scalar:
     """e^(high + low), for |low| no larger than |high|."""
     x = high + low
-    return _scaled(*_split_exp(clamp(x, _EXP_LOWER(x), _EXP_UPPER(x)), (high - x) + low))
+    rest = (high - x) + low
+    if has_exp2(x):
+        return _exp_by_instruction(x, rest)
+    return _scaled(*_split_exp(clamp(x, _EXP_LOWER(x), _EXP_UPPER(x)), rest))
 
 
 def normal_exp(x: Scalar) -> Scalar:
@@ -165,7 +207,7 @@ def _half_exp(x: Scalar) -> Scalar:
 
 def _scaled_exp2(r: Scalar, n: Scalar) -> Scalar:
     """2^(r + n), for |r| <= 1/2."""
-    return _scaled(multiply_add(r, _EXP2(r), 1.0), n)
+    return _scaled(small_exp2(r) if has_exp2(r) else multiply_add(r, _EXP2(r), 1.0), n)
 
 
 def exp2_of_sum(high: Scalar, low: Scalar) -> Scalar:
@@ -179,6 +221,9 @@ def exp2_of_sum(high: Scalar, low: Scalar) -> Scalar:
 @scalar
 def exp2(x: Scalar) -> Scalar:
     """2^x; exact at integers."""
+    if has_exp2(x):
+        n, power = _normal_power(x + rounding_origin(x.kind))
+        return small_exp2(x - n) * power
     x = clamp(x, _EXP2_LOWER(x), _EXP2_UPPER(x))
     n = rounded(x)
     return _scaled_exp2(x - n, n)

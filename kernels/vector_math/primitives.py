@@ -223,6 +223,16 @@ def fused_multiply_add(a: Scalar, b: Scalar, c: Scalar) -> Value:
     return _intrinsic("llvm.fma", a, b, c)
 
 
+def has_exp2(x: Value) -> bool:
+    """Whether the device has an instruction for 2^x of this type."""
+    return x.kind == SINGLE and hasattr(x.builder, "exp2")
+
+
+def small_exp2(x: Value) -> Value:
+    """2^x by the device's instruction; results below the normal range may be flushed to zero."""
+    return Value(x.builder, x.builder.exp2(x.code))
+
+
 def fabs(x: Scalar) -> Value:
     """The magnitude of x."""
     return _intrinsic("llvm.fabs", x)

@@ -66,9 +66,10 @@ def cross_entropy(
         return _soft_cross_entropy(sg.log_softmax(input, axis=axis), axis, target, weight, reduction, label_smoothing)
     _require_labels("cross_entropy", input, axis, target, "; probabilities must have the shape of input")
     require_elements("cross_entropy", input.shape, reduction)
-    log_probability = sg.log_softmax(input, axis=axis)
+    scores = input - sg.max(input.detach(), axis=axis, keepdims=True)
+    log_total = sg.log(sg.sum(sg.exp(scores), axis=axis, keepdims=True))
     return _picked_loss(
-        "cross_entropy", log_probability, axis, target, weight, ignore_index, reduction, label_smoothing
+        "cross_entropy", scores, log_total, axis, target, weight, ignore_index, reduction, label_smoothing
     )
 
 
@@ -88,7 +89,7 @@ def nll_loss(
     _require_labels("nll_loss", input, axis, target, "")
     require_elements("nll_loss", input.shape, reduction)
     weight = _class_weight("nll_loss", weight, input.shape[axis])
-    return _picked_loss("nll_loss", input, axis, target, weight, ignore_index, reduction, 0.0)
+    return _picked_loss("nll_loss", input, None, axis, target, weight, ignore_index, reduction, 0.0)
 
 
 def _class_axis(function: str, input: Tensor) -> int:
@@ -121,7 +122,8 @@ def _require_labels(function: str, input: Tensor, axis: int, target: Tensor, oth
 
 def _picked_loss(
     function: str,
-    log_probability: Tensor,
+    scores: Tensor,
+    log_total: Tensor | None,
     axis: int,
     target: Tensor,
     weight: Tensor | None,
@@ -129,19 +131,23 @@ def _picked_loss(
     reduction: str,
     smoothing: float,
 ) -> Tensor:
-    """-(1 - s) w[t] log p[t] - s / C sum_c w[c] log p[c] for each label t, zero where it is ignored."""
+    """-(1 - s) w[t] log p[t] - s / C sum_c w[c] log p[c] for each label t, zero where it is ignored.
+
+    log p is `scores` - `log_total`, subtracted from what was picked: the derivative then adds up no row for it.
+    """
     counts = _counted(target, ignore_index)
     labels = target if counts is None else sg.where(counts, target, 0)
     what = f"{function}: a label"
-    picked = indexing.take_along_axis(log_probability, sg.expand_dims(labels, axis=axis), axis=axis, what=what)
-    loss = -sg.reshape(picked, target.shape)
+    picked = indexing.take_along_axis(scores, sg.expand_dims(labels, axis=axis), axis=axis, what=what)
+    loss = sg.reshape(-picked if log_total is None else log_total - picked, target.shape)
     factor = None
     if weight is not None:
         factor = sg.reshape(indexing.take(weight, sg.reshape(labels, (-1,)), axis=0, what=what), target.shape)
     if factor is not None:
         loss = loss * factor
     if smoothing > 0.0:
-        classes = log_probability.shape[axis]
+        classes = scores.shape[axis]
+        log_probability = scores if log_total is None else scores - log_total
         spread = log_probability if weight is None else log_probability * _along(weight, axis, log_probability.ndim)
         loss = (1.0 - smoothing) * loss - (smoothing / classes) * sg.sum(spread, axis=axis)
     if counts is not None:

@@ -322,8 +322,8 @@ class Module:
     def to(self, *targets: Any, dtype: Any = None, device: str | None = None) -> Self:
         """Move parameters and buffers to a device and convert the floating ones to a dtype, in place, with gradients.
 
-        The parameters stay the same objects; make the optimizer after the conversion, since its state keeps the
-        old dtype and device.
+        The parameters stay the same objects. The state of an optimizer follows them to a device with the next step,
+        and keeps its dtype: make the optimizer after a conversion.
 
         Args:
             targets: a dtype, a device, or both, in any order.

@@ -131,16 +131,25 @@ class Optimizer:
             seen.add(id(parameter))
 
     def complete_state(self, index: int) -> None:
-        """Make the tensors of state that the parameters of a group lack."""
+        """Make the tensors of state that the parameters of a group lack, and bring those that are there to them.
+
+        A parameter may have moved to another device since; a program brings its state to where it runs by itself. A
+        counter is a number, which goes with parameters of any device from the CPU.
+        """
         group = self.param_groups[index]
+        names = self.state_names(group)
         for cohort in self.cohorts[index]:
+            if context.capture is None:
+                bring(cohort.step, find_device(None).name)
             for parameter in cohort.members:
                 entries = self.state[parameter]
                 if self.counted:
                     entries["step"] = cohort.step
-                for name in self.state_names(group):
+                for name in names:
                     if name not in entries:
                         entries[name] = concrete_full(parameter, self.initial(group, name))
+                    elif context.capture is None:
+                        bring(entries[name], parameter.device)
 
     # ---------------------------------------------------------------- what a subclass defines
 
@@ -284,3 +293,9 @@ def scalar_of(value: Any, dtype: np.dtype[Any]) -> Any:
 def concrete_full(like: Tensor, value: float) -> Tensor:
     """A Tensor like a parameter, filled with `value`, that is state, also while a step is being captured."""
     return Tensor(find_device(like.device).place(np.full(like.shape, value, like.dtype)))
+
+
+def bring(tensor: Tensor, device: str) -> None:
+    """Have a tensor of state live on a device, with the same elements; its storage stays where it is there already."""
+    if tensor.device != device:
+        tensor._value = find_device(device).place(tensor._value)

@@ -18,8 +18,6 @@ from staticgrad.kernels.cache import (
     content_key,
     default_cache,
     default_directory,
-    pack_program,
-    unpack_program,
 )
 
 KEY = content_key("an entry")
@@ -127,20 +125,6 @@ def test_without_a_home_there_is_no_cache(monkeypatch):
     assert not cache.info().enabled
     assert "set STATICGRAD_CACHE_DIR" in cache.info().reason
     assert not Path("~").exists()
-
-
-def test_programs_carry_their_metadata():
-    metadata = {"name": "step", "shapes": [[2, 3], []], "mean": 0.1}
-    assert unpack_program(pack_program(metadata, b"code")) == (metadata, b"code")
-    assert unpack_program(pack_program({}, b"")) == ({}, b"")
-
-
-@pytest.mark.parametrize(
-    "payload", [b"", b"1234567", b"\x02" + b"\0" * 7 + b"[]", b"\xff" * 20, b"\x09" + b"\0" * 7 + b"{"]
-)
-def test_a_payload_that_is_no_program_is_refused(payload):
-    with pytest.raises(ValueError):
-        unpack_program(payload)
 
 
 def test_the_environment_turns_it_off(monkeypatch, cache):

@@ -169,7 +169,7 @@ class _Kernel:
                 self._operand(self._at(source, side, "0", first), side, count)
                 for source, side in zip(sources, self.product.operands, strict=True)
             ]
-            results = self._finished(value, places[0], count, loaded)
+            results = self._finished(value, loaded)
             for result, place, side in zip(results, places, self.targets, strict=False):
                 if side.boolean:
                     write.store_flags(result, place, count)
@@ -219,13 +219,7 @@ class _Kernel:
             return self.write.load_flags(place, count) if side.right else self.write.broadcast_flag(place)
         return self.write.load(place, count) if side.right else self.write.broadcast(place)
 
-    def _finished(self, value: str, place: str, count: int, operands: list[str]) -> list[str]:
-        write, product = self.write, self.product
-        if product.alpha != 1.0:
-            value = write.value(f"fmul {write.vector} {value}, {write.number(product.alpha)}")
-        if product.beta != 0.0:
-            before = write.load(place, count)
-            value = write.intrinsic("llvm.fmuladd", before, write.number(product.beta), value)
+    def _finished(self, value: str, operands: list[str]) -> list[str]:
         if self.epilogue is None:
             return [value]
-        return apply(write, self.epilogue, value, operands, product)
+        return apply(self.write, self.epilogue, value, operands, self.product)

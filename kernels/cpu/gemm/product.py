@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from functools import cache, partial
 from math import gcd
 
+from staticgrad.kernels.products import StoredProduct
+
 ITEMSIZE = {"float32": 4, "float64": 8}
 STACK_BYTES = 2**16  # a panel of B up to this size lies on the stack
 _LATENCY = 12  # multiply-adds that must be under way: two units of up to five cycles, and some to spare
@@ -34,31 +36,15 @@ class Side:
 
 
 @dataclass(frozen=True, slots=True)
-class Product:
-    """`C = epilogue(alpha * op(A) @ op(B) + beta * C)` on row-major matrices of constant shape, `batch` times.
+class Product(StoredProduct):
+    """`C = epilogue(op(A) @ op(B))`.
 
     Attributes:
-        lda, ldb, ldc: distance between rows as stored, in elements; the strides are those between matrices.
         operands: what the epilogue reads.
         outputs: the matrices that take the epilogue's results after the first.
         sums: how many further results are added up over the rows: each gives one row of n elements.
     """
 
-    dtype: str
-    m: int
-    n: int
-    k: int
-    transpose_a: bool
-    transpose_b: bool
-    lda: int
-    ldb: int
-    ldc: int
-    alpha: float = 1.0
-    beta: float = 0.0
-    batch: int = 1
-    stride_a: int = 0
-    stride_b: int = 0
-    stride_c: int = 0
     operands: tuple[Side, ...] = ()
     outputs: tuple[Side, ...] = ()
     sums: int = 0
@@ -183,11 +169,4 @@ def check(product: Product) -> None:
         raise ValueError(f"gemm: a product is of float32 or float64; got {product.dtype}; write another kernel")
     if min(product.m, product.n, product.k, product.batch) < 1:
         raise ValueError(f"gemm: a generated product has sizes from 1 on; got {product}; clear C instead")
-    rows = {
-        "lda": (product.lda, product.m if product.transpose_a else product.k),
-        "ldb": (product.ldb, product.k if product.transpose_b else product.n),
-        "ldc": (product.ldc, product.n),
-    }
-    for what, (leading, length) in rows.items():
-        if leading < length:
-            raise ValueError(f"gemm: {what} must reach over a row of {length} elements; got {leading}")
+    product.check_rows("gemm")

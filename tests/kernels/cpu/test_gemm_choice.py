@@ -8,7 +8,7 @@ from staticgrad.kernels.cache import DiskCache
 from staticgrad.kernels.cpu import gemm_choice
 from staticgrad.kernels.cpu.contraction import generated_product
 from staticgrad.kernels.cpu.gemm import Product
-from staticgrad.kernels.cpu.steps import Arena, Gemm
+from staticgrad.kernels.products import StoredProduct
 
 PRODUCT = Product("float32", 24, 40, 16, False, True, 16, 16, 40)
 
@@ -63,8 +63,7 @@ def test_huge_products_are_left_to_blas_untimed(nothing_known, monkeypatch):
 
 @pytest.mark.parametrize(("m", "n", "k"), [(1, 64, 64), (64, 1, 64), (4, 4, 4), (64, 64, 0)])
 def test_vectors_and_numbers_are_left_to_blas(m, n, k):
-    place = Arena(0)
-    assert generated_product(Gemm("float32", m, n, k, False, False, place, place, place, max(k, 1), n, n)) is None
+    assert generated_product(StoredProduct("float32", m, n, k, False, False, max(k, 1), n, n)) is None
 
 
 @pytest.mark.parametrize("own", [True, False])

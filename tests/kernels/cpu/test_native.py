@@ -12,9 +12,11 @@ from importlib import metadata
 import numpy as np
 import pytest
 
+from staticgrad.kernels.addresses import Arena, Argument
 from staticgrad.kernels.cpu import blas, host, llvm, machine_code, native
 from staticgrad.kernels.cpu.machine_code import UnsupportedObjectError
-from staticgrad.kernels.cpu.steps import Arena, Argument, Fill, Gemm, KernelCall
+from staticgrad.kernels.cpu.steps import Fill, Gemm, KernelCall
+from staticgrad.kernels.products import StoredProduct
 
 FLOAT = np.dtype(np.float32)
 
@@ -175,7 +177,7 @@ def test_llvm_loads_what_we_do_not_link(through_llvm):
     call(step, arena, other, out)
     np.testing.assert_array_equal(out[16:], arena + 2)
     a, b, c = np.eye(2, dtype=FLOAT), np.full((2, 2), 3, FLOAT), np.zeros((2, 2), FLOAT)
-    gemm = Gemm("float32", 2, 2, 2, False, False, Argument(0), Argument(1), Arena(0), 2, 2, 2)
+    gemm = Gemm(StoredProduct("float32", 2, 2, 2, False, False, 2, 2, 2), Argument(0), Argument(1), Arena(0))
     call(native.load(native.build({}, [gemm])), c, a, b)
     np.testing.assert_array_equal(c, b)
     shared = native.load(native.build({}, [gemm], parallel=True))
@@ -299,7 +301,8 @@ def test_a_forked_child_calls_and_builds():
 import os, threading, warnings, ctypes
 warnings.simplefilter("ignore")
 from staticgrad.kernels.cpu import native
-from staticgrad.kernels.cpu.steps import Arena, Fill
+from staticgrad.kernels.addresses import Arena
+from staticgrad.kernels.cpu.steps import Fill
 program = native.build({}, [Fill(Arena(0), 4, 1)])
 step = native.load(program)
 stop = threading.Event()
@@ -325,7 +328,7 @@ print("ok")
 
 def test_a_program_crosses_processes_without_numba(tmp_path):
     a, b = np.arange(6, dtype=FLOAT).reshape(2, 3), np.ones((3, 2), FLOAT)
-    gemm = Gemm("float32", 2, 2, 3, False, False, Argument(0), Argument(1), Arena(0), 3, 2, 2)
+    gemm = Gemm(StoredProduct("float32", 2, 2, 3, False, False, 3, 2, 2), Argument(0), Argument(1), Arena(0))
     (tmp_path / "program").write_bytes(native.build({"add": ADD_IR}, [gemm]))
     (tmp_path / "data").write_bytes(pickle.dumps((a, b)))
     code = f"""

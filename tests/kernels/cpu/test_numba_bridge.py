@@ -12,13 +12,14 @@ import pytest
 from numba.core.errors import NumbaError
 from numba.extending import register_jitable
 
+from staticgrad.kernels.addresses import Arena, Argument
 from staticgrad.kernels.cache import DiskCache, content_key
 from staticgrad.kernels.cpu import native
 from staticgrad.kernels.cpu.gemm.product import host
 from staticgrad.kernels.cpu.host import toolchain_key
 from staticgrad.kernels.cpu.llvm import with_lanes
 from staticgrad.kernels.cpu.numba_bridge import compile_count, kernel_ir
-from staticgrad.kernels.cpu.steps import Arena, Argument, KernelCall
+from staticgrad.kernels.cpu.steps import KernelCall
 from staticgrad.kernels.vector_math import exp, sin
 
 N = 37  # no multiple of any vector width
@@ -264,7 +265,8 @@ from pathlib import Path
 from staticgrad.kernels.cache import DiskCache
 from staticgrad.kernels.cpu import native
 from staticgrad.kernels.cpu.gemm.product import host
-from staticgrad.kernels.cpu.steps import Arena, KernelCall
+from staticgrad.kernels.addresses import Arena
+from staticgrad.kernels.cpu.steps import KernelCall
 text = DiskCache(Path({str(cache.directory)!r})).get("kernel", {key!r})
 step = native.load(native.build({{"affine": text.decode()}}, [{step!r}]))
 arena = (ctypes.c_float * 256)(*[2.0] * 128)

@@ -364,7 +364,15 @@ def test_a_program_comes_back_from_bytes() -> None:
     compare(run(again, arrays), run(program, arrays), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("data", [b"", b"nothing", b"SGPROGRM" + b"\xff" * 20])
+def described(text: bytes) -> bytes:
+    """The beginning of a program with this description of itself."""
+    return b"".join((Program.magic, len(text).to_bytes(8, "little"), text))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"nothing", Program.magic + b"\xff" * 20, *map(described, (b"[]", b"{", b"{}", b'{"graph": null}'))],
+)
 def test_bytes_that_are_no_program(data: bytes) -> None:
     with pytest.raises(FileFormatError, match="program"):
         Program.from_bytes(data)

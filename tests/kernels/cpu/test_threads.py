@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 import staticgrad as sg
+from staticgrad.kernels.addresses import Arena
 from staticgrad.kernels.cpu import native, phases, threads
 from staticgrad.kernels.cpu.phases import Range, Task, on_threads
-from staticgrad.kernels.cpu.steps import Arena, Barrier, Check, Copy, Fill, KernelCall, Owned
+from staticgrad.kernels.cpu.steps import Barrier, Check, Copy, Fill, KernelCall, Owned
 
 # every turn adds one to its own element
 TURNS_IR = """
@@ -98,7 +99,7 @@ def test_a_failed_check_ends_the_run_of_all_threads():
     last = status[8 * (threads.thread_count() - 1) :]
     done = np.zeros(1, np.int64)
     table = np.array([status.ctypes.data], np.uint64)
-    from staticgrad.kernels.cpu.steps import Argument
+    from staticgrad.kernels.addresses import Argument
 
     step = step_of([Check(Argument(0)), Owned(Fill(Arena(0), 8, 1), 0)])
     step(done.ctypes.data, table.ctypes.data)

@@ -21,7 +21,7 @@ from staticgrad.kernels.cuda.simulator import SMALL, Memory, SimulatedGPU
 
 Array = np.ndarray[Any, Any]
 TARGET = replace(SMALL, library_from=1)
-CALL = ProductCall("float32", "float32", 2, 3, 4, False, False, 4, 3, 3)
+CALL = ProductCall("float32", 2, 3, 4, False, False, 4, 3, 3, precision="float32")
 
 
 def run(program: Program, arrays: Sequence[Array]) -> list[Array]:

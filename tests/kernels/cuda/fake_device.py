@@ -89,6 +89,7 @@ class Launch:
     addresses: tuple[int, ...]
     grid: int
     block: int
+    values: tuple[Any, ...] = ()  # the numbers behind the addresses
 
 
 class Context:
@@ -160,11 +161,10 @@ class Context:
 
     def launch(self, one: Launch) -> None:
         """Run one launch now."""
+        kernel = one.function.kernel
         for address in one.addresses:
             self.bytes_at(address, 0)
-        simulator.launch(
-            _built(one.function.kernel), one.function.kernel.dtypes, self.memory, one.addresses, one.grid, one.block
-        )
+        simulator.launch(_built(kernel), kernel.dtypes, self.memory, one.addresses, one.grid, one.block, one.values)
 
     def complete(self, stream: Stream, enough: Callable[[], bool] = lambda: False) -> None:
         """Do the work of a stream, up to its end or until `enough` has been done."""

@@ -52,7 +52,8 @@ class Executable:
 
 def image(kernels: Sequence[Kernel], capability: tuple[int, int]) -> bytes:
     """What the fake loads as machine code; in the place of `toolkit.machine_code`."""
-    return MAGIC + json.dumps([(kernel.source, [dtype.name for dtype in kernel.dtypes]) for kernel in kernels]).encode()
+    found = [(one.source, *([dtype.name for dtype in some] for some in (one.dtypes, one.values))) for one in kernels]
+    return MAGIC + json.dumps(found).encode()
 
 
 def open_gpu(driver: FakeDriver, ordinal: int = 0) -> GPU:
@@ -213,7 +214,10 @@ class FakeDriver(Contexts):
     def cuModuleLoadData(self, image: bytes) -> Any:
         if not image.startswith(MAGIC):
             raise RefusedError(INVALID_IMAGE)
-        kernels = [Kernel(source, tuple(map(np.dtype, dtypes))) for source, dtypes in json.loads(image[len(MAGIC) :])]
+        kernels = [
+            Kernel(source, tuple(map(np.dtype, dtypes)), values=tuple(map(np.dtype, values)))
+            for source, dtypes, values in json.loads(image[len(MAGIC) :])
+        ]
         return self.new(real.CUmodule, Module({kernel.symbol: kernel for kernel in kernels}), self.current)
 
     @function(results=1)
@@ -242,8 +246,14 @@ class FakeDriver(Contexts):
     def _launch(self, f: Any, kernel_params: int, grid: int, block: int) -> Launch:
         """A launch whose arguments are read now."""
         found = self.find(f, Function)
-        places = (ctypes.c_uint64 * len(found.kernel.dtypes)).from_address(kernel_params)
-        return Launch(found, tuple(ctypes.c_uint64.from_address(place).value for place in places), grid, block)
+        dtypes, numbers = found.kernel.dtypes, list(map(simulator.element_type, found.kernel.values))
+        places = (ctypes.c_uint64 * (len(dtypes) + len(numbers))).from_address(kernel_params)
+        addresses = tuple(ctypes.c_uint64.from_address(place).value for place in places[: len(dtypes)])
+        values = [
+            np.frombuffer(ctypes.string_at(place, dtype.itemsize), dtype)[0]
+            for place, dtype in zip(places[len(dtypes) :], numbers, strict=True)
+        ]
+        return Launch(found, addresses, grid, block, tuple(values))
 
     def _run(self, context: Context, one: Launch) -> None:
         if not one.function.module.loaded:

@@ -1,6 +1,6 @@
 """Compiles kernels for GPUs that need not be there, and prints what each takes: run by `test_machine_code.py`.
 
-    python machine_code.py ops|models|shapes
+    python machine_code.py ops|models|shapes|lengths
 
 It is a program of its own because Numba is either its CUDA compiler or its simulator for a whole process.
 """
@@ -26,6 +26,7 @@ from staticgrad.graph.node import Graph  # noqa: E402
 from staticgrad.graph.op import Op, registry  # noqa: E402
 from staticgrad.graph.rewrite import rewrite  # noqa: E402
 from staticgrad.kernels.cuda import toolkit  # noqa: E402
+from staticgrad.kernels.cuda.any_length import AnyLength, Way  # noqa: E402
 from staticgrad.kernels.cuda.compiler import planned  # noqa: E402
 from staticgrad.kernels.cuda.lower import Step, lower  # noqa: E402
 from staticgrad.kernels.cuda.target import Target  # noqa: E402
@@ -70,7 +71,16 @@ def graphs_of_models() -> Iterator[Graph]:
 
 def graphs_of_shapes() -> Iterator[Graph]:
     """Rows and sums, short and long, with few results and with many."""
-    for rows, size in ((8, 5), (4096, 10), (512, 333), (256, 4096), (8192, 1000), (16, 100_000), (100_000, 3)):
+    for rows, size in (
+        (8, 5),
+        (4096, 10),
+        (512, 333),
+        (256, 4096),
+        (8192, 1000),
+        (16, 100_000),
+        (64, 50_257),
+        (100_000, 3),
+    ):
         b = Builder()
         x, w = b.argument((rows, size)), b.argument((size,))
         largest = b("reshape", b("max", x, axis=(1,)), shape=(rows, 1))
@@ -81,12 +91,32 @@ def graphs_of_shapes() -> Iterator[Graph]:
         yield b.graph(scaled, loss, b("sum", scaled, axis=(0,)), b("argmax", x, axis=(1,)))
 
 
+def kernels_of_any_length() -> Iterator[Kernel]:
+    """The elementwise ops one by one, with operands that lie in each of the ways."""
+    turns = [Way("each"), Way("number"), Way("cycle"), Way("run"), Way("one"), Way("block", False), Way("cycle", False)]
+    for op in registry.values():
+        for shift, (arrays, attributes) in enumerate(samples(op) if op.kind == "elementwise" else ()):
+            dtypes = tuple(array.dtype for array in arrays)
+            ways = tuple(turns[(shift + number) % len(turns) if number else 0] for number in range(len(dtypes)))
+            try:
+                yield AnyLength(op, dtypes, ways, tuple(attributes.items()), shift % 2 == 0).kernel(Target())
+            except TypeError:  # a dtype that the op does not take
+                continue
+    add = registry["add"]
+    for way in turns[2:]:
+        for dtype in ("float32", "float64"):
+            for narrow in (True, False):
+                yield AnyLength(add, (np.dtype(dtype),) * 2, (Way("each"), way), (), narrow).kernel(Target())
+
+
 def main(what: str) -> None:
     """Print each kernel's resources on each GPU, as JSON."""
     kernels: dict[str, Kernel] = {}
     blocks: dict[str, int] = {}
-    graphs = {"ops": graphs_of_ops, "models": graphs_of_models, "shapes": graphs_of_shapes}[what]
-    for graph in graphs():
+    graphs = {"ops": graphs_of_ops, "models": graphs_of_models, "shapes": graphs_of_shapes}
+    for kernel in kernels_of_any_length() if what == "lengths" else ():
+        kernels[kernel.symbol], blocks[kernel.symbol] = kernel, Target().block
+    for graph in graphs[what]() if what in graphs else ():
         lowered = lower(graph, planned(graph, reuse=True), Target(), poison=True)
         kernels |= lowered.kernels
         blocks |= {step.symbol: step.block for step in lowered.steps if isinstance(step, Step)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from staticgrad.kernels.cache import DiskCache
 from staticgrad.kernels.cuda import product_choice
 from staticgrad.kernels.cuda.array import DeviceArray
 from staticgrad.kernels.cuda.hardware import Bound
-from staticgrad.kernels.cuda.library import BoundProduct, ProductCall, packed
+from staticgrad.kernels.cuda.library import BoundProduct, ProductCall
 from staticgrad.kernels.cuda.program import Program, compile_graph
 from staticgrad.kernels.cuda.simulator import SMALL, SimulatedGPU
 
@@ -195,4 +195,4 @@ def test_programs_from_disk_know_which_products_were_the_librarys(tmp_path: Path
 def test_products_go_through_json() -> None:
     import json
 
-    assert ProductCall(*json.loads(json.dumps(packed(CALL)))) == CALL
+    assert ProductCall(**json.loads(json.dumps(asdict(CALL)))) == CALL

@@ -28,7 +28,7 @@ def compiled(what: str) -> list[dict[str, Any]]:
     return found
 
 
-@pytest.mark.parametrize("what", ["ops", "models", "shapes"])
+@pytest.mark.parametrize("what", ["ops", "models", "shapes", "lengths"])
 def test_no_kernel_spills(what: str) -> None:
     found = compiled(what)
     assert {tuple(kernel["on"]) for kernel in found} == {(8, 0), (9, 0)}

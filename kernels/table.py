@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from staticgrad.graph.lifetimes import Place
-    from staticgrad.kernels.cpu.steps import Address
+    from staticgrad.kernels.addresses import Address
 
 STATUS_BYTES = 64  # between the status blocks of two threads
 ERROR_WORDS = 3  # status block: error code (1 + position in the error table; 0 is none), offending value, extent
@@ -34,7 +34,7 @@ class Table(NamedTuple):
 
     def address(self, place: Place, offset: int = 0) -> Address:
         """Where a kernel finds the bytes at `offset` from the place."""
-        from staticgrad.kernels.cpu.steps import Arena, Argument
+        from staticgrad.kernels.addresses import Arena, Argument
 
         if place.space == "arena":
             return Arena(place.offset + offset)
