@@ -73,13 +73,16 @@ class Launched:
     # ------------------------------------------------------------ barriers and shuffles
 
     def strangers(self) -> Iterator[str]:
-        """Threads that do not come to a barrier that others of the block wait at, or to a shuffle of their warp."""
+        """Threads that do not come to a barrier that others of the block wait at, or to a shuffle of their warp.
+
+        Warps that come to no barrier at all are idle: a barrier waits for the threads that are left.
+        """
         for block in sorted({block for block, _ in self.meetings}):
             met = [self.meetings.get((block, thread), []) for thread in range(self.threads)]
             barriers = [[one for one in found if one[0] == "barrier"] for found in met]
             for thread in range(self.threads):
                 first = thread - thread % self.warp
-                if barriers[thread] != barriers[0]:
+                if barriers[thread] != barriers[0] and any(map(len, barriers[first : first + self.warp])):
                     yield self._parted("barrier", block, (0, barriers[0]), (thread, barriers[thread]))
                 elif met[thread] != met[first]:
                     yield self._parted("shuffle", block, (first, met[first]), (thread, met[thread]))

@@ -86,11 +86,18 @@ class Watch:
         return _BUILD(kernel)
 
     def launch(
-        self, function: Any, dtypes: Sequence[DType], memory: Memory, addresses: Sequence[int], grid: int, block: int
+        self,
+        function: Any,
+        dtypes: Sequence[DType],
+        memory: Memory,
+        addresses: Sequence[int],
+        grid: int,
+        block: int,
+        *numbers: Any,
     ) -> None:
         """As the simulator's `launch`; raises `Race`."""
         faults = self._before(dtypes, addresses, block)
-        run = partial(self._run, function, dtypes, memory, addresses, grid, block)
+        run = partial(self._run, function, block, dtypes, memory, addresses, grid, block, *numbers)
         with self._lock:
             before = _Contents(memory, addresses)
             launched = run()
@@ -103,9 +110,9 @@ class Watch:
         if faults:
             raise Race("\n".join([f"{launched.symbol}, {grid} blocks of {block}:", *faults, *launched.source]))
 
-    def _run(self, function: Any, *arguments: Any) -> Launched:
+    def _run(self, function: Any, block: int, *arguments: Any) -> Launched:
         symbol = function.fn.__globals__["kernel"].__code__.co_filename
-        self.now = launched = Launched(symbol, self._sources.get(symbol, []), arguments[-1], self.warp)
+        self.now = launched = Launched(symbol, self._sources.get(symbol, []), block, self.warp)
         self.noted = launched.accesses
         try:
             _LAUNCH(function, *arguments)
@@ -183,7 +190,7 @@ class Watch:
 def _line() -> int:
     """The line of the kernel that the running thread is at."""
     frame: Any = sys._getframe(2)
-    while frame.f_code.co_name != "kernel":
+    while not frame.f_code.co_filename.startswith("<kernel_"):
         frame = frame.f_back
     return int(frame.f_lineno)
 

@@ -56,6 +56,7 @@ SOUND = {
     "a value that is read for nothing": ["x = p0[0]", "if thread == 0:", "    p0[0] = x + 1"],
     "a shuffle by all": ["x = shuffle_xor(p0[thread], 1)", "if thread < 2:", "    p1[thread] = x"],
     "barriers in turns": walked("cuda.syncthreads()"),
+    "a barrier without an idle warp": ["if thread < 4:", "    cuda.syncthreads()"],
     "a branch that the whole block takes": ["if block == 1:", "    cuda.syncthreads()", "p1[thread + block * 8] = 1"],
 }
 
@@ -76,7 +77,11 @@ FAULTS = {
         ["i = int64(p0[0])", "if thread == 0:", "    p0[0] = 1.0", "p1[i + thread] = 2.0"],
         r"line 4 `i = int64\(p0",
     ),
-    "a barrier of a few": (["if thread < 4:", "    cuda.syncthreads()"], "comes to line 5 .* comes to the end"),
+    "a barrier of a few": (["if thread < 6:", "    cuda.syncthreads()"], "comes to line 5 .* comes to the end"),
+    "a warp that goes before the others": (
+        ["cuda.syncthreads()", "if thread < 4:", "    cuda.syncthreads()"],
+        "barrier 1 of block 0: thread 0 comes to line 6 .* but thread 4 comes to the end",
+    ),
     "two barriers for one": (
         ["if thread < 4:", "    cuda.syncthreads()", "else:", "    cuda.syncthreads()"],
         "barrier 0 of block 0: thread 0 comes to line 5 .* but thread 4 comes to line 7",
