@@ -20,6 +20,14 @@ mkdir -p "$OUT" || exit 1
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 failed=0
 
+# numba-cuda has its compiler from NVIDIA's wheel, or else from the CUDA toolkit that this variable names.
+if [ -z "${CUDA_HOME:-}${CUDA_PATH:-}" ] && nvcc=$(command -v nvcc || command -v /usr/local/cuda/bin/nvcc) &&
+    ! "$PYTHON" -c 'import importlib.metadata; importlib.metadata.version("nvidia-nvvm")' 2>/dev/null; then
+    CUDA_HOME=$(dirname "$(dirname "$(readlink -f "$nvcc")")")
+    export CUDA_HOME
+    echo "CUDA_HOME=$CUDA_HOME"
+fi
+
 # part NAME SECONDS LOG COMMAND...: runs the command with its output also in the log, and says how it ended.
 part() {
     local name=$1 seconds=$2 log=$OUT/$3 begin=$SECONDS

@@ -30,6 +30,8 @@ _TYPES = {"float32": 0, "float64": 1}  # CUDA_R_32F, CUDA_R_64F
 _COMPUTE = {"float32": 68, "float64": 70, "tf32": 77, "bfloat16": 75}  # CUBLAS_COMPUTE_32F, …_64F, …_FAST_TF32, …
 _PLAIN, _TRANSPOSED, _BEST = 0, 1, -1  # CUBLAS_OP_N, CUBLAS_OP_T, CUBLAS_GEMM_DEFAULT
 _RELAXED = 2  # CU_STREAM_CAPTURE_MODE_RELAXED
+_INVALIDATED = 901  # CUDA_ERROR_STREAM_CAPTURE_INVALIDATED
+_ATTEMPTS = 5
 
 
 class Cublas(Library):
@@ -68,18 +70,30 @@ class Cublas(Library):
         A stream of its own is captured, so that what other threads queue meanwhile is not: that they, or the library
         when it loads a kernel, allocate memory does no harm then.
         """
-        call = self._gpu.call
         workspace = self.workspace(self._gpu.stream)
         with self._lock:
-            if self._own_stream is None:
-                self._own_stream = call("cuStreamCreate", 1)
-            call("cuStreamBeginCapture", self._own_stream, self._gpu.driver.CUstreamCaptureMode(_RELAXED))
-            try:
-                self._queue(product, self._own_stream, workspace)
-            except DeviceError:
-                self._gpu.driver.cuStreamEndCapture(self._own_stream)
-                raise
-            return call("cuStreamEndCapture", self._own_stream)
+            for _ in range(_ATTEMPTS):  # to wait for the whole GPU, as other libraries may, ends all captures
+                code, graph, trouble = self._capture(product, workspace)
+                if code != _INVALIDATED:
+                    break
+        if trouble is None and not code:
+            return graph
+        if not code:
+            self._gpu.give_back(("cuGraphDestroy", graph))
+        raise trouble or self._gpu.call.error("cuStreamEndCapture", code)
+
+    def _capture(self, product: BoundProduct, workspace: int) -> tuple[Any, Any, BaseException | None]:
+        """How the capture of a product ended, its graph, and what the library has raised."""
+        call, driver = self._gpu.call, self._gpu.driver
+        if self._own_stream is None:
+            self._own_stream = call("cuStreamCreate", 1)
+        call("cuStreamBeginCapture", self._own_stream, driver.CUstreamCaptureMode(_RELAXED))
+        trouble = None
+        try:
+            self._queue(product, self._own_stream, workspace)
+        except BaseException as error:
+            trouble = error
+        return *driver.cuStreamEndCapture(self._own_stream), trouble
 
     def workspace(self, stream: Stream) -> int:
         """The address of the memory to work in, of a stream."""

@@ -45,6 +45,8 @@ class GPU(Hardware):
     Attributes:
         call: calls a function of the driver.
         driver: the module that has the driver's functions and types.
+        streams: the handles of all streams. What waits for everything waits for these, not for the whole context: that
+            would end the capture of a stream in another thread.
         idle_streams: handles and events of streams that nobody holds any more.
 
     Raises:
@@ -56,6 +58,7 @@ class GPU(Hardware):
         self.driver = toolkit.driver() if driver is None else driver
         self.name = f"cuda:{ordinal}"
         self._pool: Any = None
+        self.streams: list[Any] = []
         self.call = Calls(self.driver, self.name, self._reclaim)
         self._compiler = compiler
         self._thread = _Thread()
@@ -181,7 +184,8 @@ class GPU(Hardware):
         """Give back what nobody uses: cycles of Python objects may hold memory, and the pool what has been freed."""
         gc.collect()
         if self._pool is not None:
-            self.driver.cuCtxSynchronize()
+            for stream in tuple(self.streams):
+                self.driver.cuStreamSynchronize(stream)
             self.driver.cuMemPoolTrimTo(self._pool, 0)
 
     def memory_info(self) -> tuple[int, int]:
@@ -217,7 +221,8 @@ class GPU(Hardware):
 
     def synchronize(self) -> None:
         self._enter()
-        self.call("cuCtxSynchronize")
+        for stream in tuple(self.streams):
+            self.call("cuStreamSynchronize", stream)
 
     # ------------------------------------------------------------ kernels
 

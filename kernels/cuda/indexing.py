@@ -89,8 +89,9 @@ def _cleared(call: Call, *, all_wrong: bool) -> list[Launch]:
 def _report_of_first(text: CallText) -> list[str]:
     status, code, indices = text.status(), text.code(), text.operand(1)
     return [
-        f"if (block == 0) & (thread == 0) & ({status}[0] == 0):",
-        f"    {status}[0] = {code}[0]",
-        f"    {status}[1] = int64({indices}[0])",
-        f"    {status}[2] = int64(0)",
+        "if (block == 0) & (thread == 0):",
+        f"    if {status}[0] == 0:",
+        f"        {status}[0] = {code}[0]",
+        f"        {status}[1] = int64({indices}[0])",
+        f"        {status}[2] = int64(0)",
     ]

@@ -29,7 +29,8 @@ class Module:
 
     def __del__(self) -> None:
         if hasattr(self, "_handle"):  # code must not go while it runs
-            self._gpu.give_back(("cuCtxSynchronize",), ("cuModuleUnload", self._handle))
+            waits = [("cuStreamSynchronize", stream) for stream in tuple(self._gpu.streams)]
+            self._gpu.give_back(*waits, ("cuModuleUnload", self._handle))
 
 
 class Function(NamedTuple):

@@ -133,7 +133,8 @@ def _by_team(scan: _Scan) -> Launch:
         *scan.carry(text, "unit - 1"),
         f"at = {index(('part', length))}",
         f"end = min(at + {length}, {scan.extent})",
-        *(_tiles(scan, text, team) if alone else _tile(scan, text, team, in_team(text, "total", dtype, team))),
+        *(["end = select(inside, end, int64(0))"] if teams > 1 else []),
+        *(_tiles(scan, text, team) if alone else _tile(scan, text, in_team(text, "total", dtype, team))),
     ]
     if scan.stage == "totals":
         text.lines += ["if thread == 0:", f"    {scan.totals(text)}[unit] = carry"]
@@ -145,14 +146,14 @@ def _tiles(scan: _Scan, text: CallText, team: int) -> list[str]:
     """Go through a row from `at` to `end`, all threads of the block together."""
     dtype = scan.call.node.dtype
     tile = [
-        *_tile(scan, text, team, in_block(text, "total", dtype)),
+        *_tile(scan, text, in_block(text, "total", dtype)),
         f"carry = {added('carry', 'total_all', dtype)}",
         f"at += {EACH * team}",
     ]
     return ["while at < end:", *indented(tile)]
 
 
-def _tile(scan: _Scan, text: CallText, team: int, over_threads: list[str]) -> list[str]:
+def _tile(scan: _Scan, text: CallText, over_threads: list[str]) -> list[str]:
     """What stands before each element of a tile is what stands before the tile, the thread, and in the thread."""
     dtype = scan.call.node.dtype
     tile = [
@@ -164,7 +165,7 @@ def _tile(scan: _Scan, text: CallText, team: int, over_threads: list[str]) -> li
     ]
     if scan.stage == "totals":
         return tile
-    return [*tile, f"total_before = {added('carry', 'total_before', dtype)}", *_put(scan, text, team)]
+    return [*tile, f"total_before = {added('carry', 'total_before', dtype)}", *_put(scan, text)]
 
 
 def _neighbours(scan: _Scan, text: CallText) -> list[str]:
@@ -180,14 +181,13 @@ def _neighbours(scan: _Scan, text: CallText) -> list[str]:
     return lines
 
 
-def _put(scan: _Scan, text: CallText, team: int) -> list[str]:
+def _put(scan: _Scan, text: CallText) -> list[str]:
     """Store the running totals of the elements from the j-th on."""
     lines, lanes = [], scan.lanes
     for first in range(0, EACH, lanes):
         place = scan.place("j", first, lanes)
         totals = [added("total_before", f"v{first + k}", scan.call.node.dtype) for k in range(lanes)]
-        inside = f"{index(('j', 1), offset=first)} < end"
-        lines.append(f"if inside & ({inside}):" if team < text.threads else f"if {inside}:")
+        lines.append(f"if {index(('j', 1), offset=first)} < end:")
         lines += indented(stored(scan.target(text), place, totals[::-1] if scan.backwards else totals))
     return lines
 

@@ -96,6 +96,24 @@ class Pointer:
     def __setitem__(self, index: int, value: Any) -> None:
         self._elements[self.place(index)] = value
 
+    def load(self, index: int, count: int) -> tuple[Any, ...]:
+        """Neighbours, read at once."""
+        place = self.vector_place(index, count)
+        return tuple(self._elements[place : place + count])
+
+    def store(self, index: int, values: Sequence[Any]) -> None:
+        """Write neighbours at once."""
+        place = self.vector_place(index, len(values))
+        for k, value in enumerate(values):
+            self._elements[place + k] = value
+
+    def vector_place(self, index: int, count: int) -> int:
+        """Where neighbours lie in their allocation, which must be a multiple of their number."""
+        place = self.place(index)
+        if place % count or place + count > len(self._elements):
+            raise IndexError(f"cuda simulator: {count} elements at {index}, which is not aligned")
+        return place
+
     def place(self, index: int) -> int:
         """Where an element lies in its allocation."""
         place = self._start + index
@@ -364,23 +382,12 @@ def _checked_position(index: Any, extent: int, status: Pointer, code: Pointer) -
     return _check(index, extent, status, code, int(index))
 
 
-def _require_aligned(pointer: Pointer, index: int, count: int) -> None:
-    if pointer.place(index) % count:
-        raise IndexError(f"cuda simulator: {count} elements at {index}, which is not aligned")
-
-
 def _load(count: int) -> Callable[..., Any]:
-    def load(pointer: Pointer, index: int) -> tuple[Any, ...]:
-        _require_aligned(pointer, index, count)
-        return tuple(pointer[index + k] for k in range(count))
-
-    return load
+    return lambda pointer, index: pointer.load(index, count)
 
 
 def _store(pointer: Pointer, index: int, *values: Any) -> None:
-    _require_aligned(pointer, index, len(values))
-    for k, value in enumerate(values):
-        pointer[index + k] = value
+    pointer.store(index, values)
 
 
 @cache

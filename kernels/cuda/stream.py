@@ -28,6 +28,7 @@ class Stream:
             self.handle, self._event = gpu.idle_streams.pop()
         except IndexError:
             self.handle = gpu.call("cuStreamCreate", _NON_BLOCKING)
+            gpu.streams.append(self.handle)
             self._event = gpu.call("cuEventCreate", _NO_TIME)
 
     def synchronize(self) -> None:

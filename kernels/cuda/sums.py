@@ -207,7 +207,9 @@ class SumStages(GroupStages):
         points.compute([m for m in self.structure.members if level[m.node] == Level.AFTER and m.kind == "map"])
         single = [node for node in self.writes if node in points.common]
         stores = [f"{text.storage(node)}[0] = {stored(node, points.common[node][0])}" for node in single]
-        text.lines += [*points.before, condition("(block == 0) & (thread == 0)"), *indented(stores)]
+        if any(node in self.aliases for node in single):  # what all threads have read is replaced
+            text.lines.append("cuda.syncthreads()")
+        text.lines += [condition("(block == 0) & (thread == 0)"), *indented([*points.before, *stores])]
         return 1
 
     def _added_parts(self, text: KernelText, one: Sum, parts: int) -> list[str]:

@@ -192,7 +192,7 @@ def run_script(tmp_path, body, **variables):
     stub.parent.mkdir()
     stub.write_text(f'#!/bin/sh\nprintf "%s\\n" "$2 $3 $4 $5" >> "{tmp_path}/commands.txt"\n{body}\n')
     stub.chmod(0o755)
-    path = f"{stub.parent}{os.pathsep}{os.environ['PATH']}"
+    path = f"{stub.parent}{os.pathsep}{variables.pop('PATH', os.environ['PATH'])}"
     environment = {**os.environ, "PATH": path, "OUT": str(tmp_path / "out"), **variables}
     environment.pop("PYTHON", None)
     done = subprocess.run(
@@ -218,6 +218,18 @@ def test_failing_tests_do_not_keep_the_benchmarks_from_running(tmp_path):
     assert done.returncode == 1
     assert "benchmarks --device cuda" in commands
     assert "== tests: ended with 3" in logs["gpu_tests.txt"]
+
+
+@pytest.mark.parametrize(("wheel", "given"), [(False, ""), (True, ""), (False, "/elsewhere")])
+def test_the_compiler_comes_from_a_toolkit_where_there_is_no_wheel(wheel, given, tmp_path):
+    toolkit = tmp_path / "toolkit" / "bin"
+    toolkit.mkdir(parents=True)
+    (toolkit / "nvcc").touch(0o755)
+    path = f"{toolkit}{os.pathsep}{os.environ['PATH']}"
+    body = f'case "$2" in *nvidia-nvvm*) exit {int(not wheel)};; esac; echo "toolkit: $CUDA_HOME"'
+    _, _, logs = run_script(tmp_path, body, PATH=path, CUDA_HOME=given, CUDA_PATH="")
+    expected = given or ("" if wheel else str(toolkit.parent))
+    assert logs["gpu_tests.txt"] == f"toolkit: {expected}\n"
 
 
 def test_a_part_that_hangs_is_stopped(tmp_path):

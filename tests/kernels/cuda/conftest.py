@@ -10,6 +10,7 @@ import pytest
 
 if TYPE_CHECKING:
     from fake_driver import FakeDriver
+    from races import Watch
 
 
 @pytest.fixture
@@ -25,3 +26,17 @@ def fake() -> Iterator[FakeDriver]:
     yield found
     gc.collect()
     assert not found.faults
+
+
+@pytest.fixture(autouse=True)
+def watch() -> Iterator[Watch | None]:
+    """Watches all launches in the simulator for races, misaligned accesses and reads of what nobody has written."""
+    from staticgrad.kernels.cuda import toolkit
+
+    if not toolkit.SIMULATED:
+        yield None
+        return
+    from races import watched
+
+    with watched() as found:
+        yield found

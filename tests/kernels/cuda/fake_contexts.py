@@ -193,7 +193,3 @@ class Contexts:
     @function(results=1)
     def cuCtxPopCurrent(self) -> Any:
         self._stack.pop()
-
-    @function()
-    def cuCtxSynchronize(self) -> None:
-        self.current.complete_all()

@@ -187,12 +187,6 @@ class Context:
         if turn and turn not in event.done:
             self.complete(event.streams[turn - 1], lambda: turn in event.done)
 
-    def complete_all(self) -> None:
-        """Do all work, that of the newest stream first."""
-        for stream in reversed(self.streams):
-            self.complete(stream)
-        self.check()
-
     def check(self) -> None:
         if self.error:
             raise RefusedError(self.error)

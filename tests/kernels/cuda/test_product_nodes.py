@@ -25,6 +25,7 @@ class Driver:
     def __init__(self) -> None:
         self.log: list[Any] = []
         self.refuse_updates = False
+        self.interrupted = 0  # captures that another thread ends by waiting for the whole GPU
 
     def cuGraphExecChildGraphNodeSetParams(self, executable: Any, node: int, part: Any) -> tuple[int]:  # noqa: N802
         if self.refuse_updates:
@@ -33,19 +34,22 @@ class Driver:
         return (0,)
 
     def cuStreamEndCapture(self, stream: int) -> tuple[int, Any]:  # noqa: N802
-        return 901, self._cuStreamEndCapture(stream)
+        captured = [entry for entry in self.log if isinstance(entry, tuple)]
+        self.log = []
+        if self.interrupted:
+            self.interrupted -= 1
+            return 901, None
+        return 0, captured
 
-    def call(self, name: str, *arguments: Any) -> Any:
+    def __call__(self, name: str, *arguments: Any) -> Any:
         answer: Callable[..., Any] | None = getattr(self, f"_{name}", None)
         return answer(*arguments) if answer is not None else self.log.append(name)
 
+    def error(self, name: str, code: int) -> DeviceError:
+        return DeviceError(f"{name}: {code}")
+
     def _cuStreamCreate(self, flags: int) -> int:  # noqa: N802
         return 9
-
-    def _cuStreamEndCapture(self, stream: int) -> Any:  # noqa: N802
-        captured = [entry for entry in self.log if isinstance(entry, tuple)]
-        self.log = []
-        return captured
 
     def _cuGraphCreate(self, flags: int) -> Any:  # noqa: N802
         return []
@@ -92,7 +96,7 @@ class DrivenGPU(FakeGPU):
         super().__init__()
         self.given_back: list[str] = []
         self.driver = Driver()
-        self.call = self.driver.call
+        self.call = self.driver
         self.blas = _Recorder(self.memory)
         self.blas.driver = self.driver
         self._library = Cublas(self, self.blas)  # type: ignore[arg-type, assignment]
@@ -155,12 +159,29 @@ def test_a_capture_ends_where_the_library_fails() -> None:
     sequence.run()
 
     def refuse(*arguments: Any) -> None:
+        refused.append(arguments)
         raise StatusError(14)
 
+    refused: list[Any] = []
     gpu.blas.gemm_ex_64 = refuse  # type: ignore[method-assign]
+    gpu.driver.interrupted = 1
     with pytest.raises(DeviceError, match="CUBLAS_STATUS_INTERNAL_ERROR"):
         sequence.run()
+    assert len(refused) == 2
     assert gpu.driver.log == []  # what ends a capture empties it
+
+
+def test_a_capture_that_another_thread_has_ended_is_made_again() -> None:
+    gpu = DrivenGPU()
+    sequence = _sequence(gpu)
+    sequence.run()
+    gpu.driver.interrupted = 2
+    space = gpu.stream.workspace.address
+    assert _played(gpu, sequence)[-1] == ("graph", 5, ["f", [("product", 9, space, 30)], "g"])
+    sequence.set_address(1, 2, 31)
+    gpu.driver.interrupted = 100
+    with pytest.raises(DeviceError, match="cuStreamEndCapture: 901"):
+        sequence.run()
 
 
 def test_times_are_the_median_of_several_measurements_of_one_run() -> None:
