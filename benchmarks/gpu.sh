@@ -12,8 +12,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
 PYTHON=${PYTHON:-python3}
 OUT=${OUT:-benchmarks/results}
-TEST_SECONDS=${TEST_SECONDS:-150}
-BENCHMARK_SECONDS=${BENCHMARK_SECONDS:-390}
+TEST_SECONDS=${TEST_SECONDS:-190}
+BENCHMARK_SECONDS=${BENCHMARK_SECONDS:-350}
 mkdir -p "$OUT" || exit 1
 
 # staticgrad is imported from the checkout, which comes before any other that is installed.
