@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 _LENGTH = struct.Struct("<Q")
 
 
+def _nothing() -> None:
+    """What is done when a run fails, as long as nobody holds results of earlier ones."""
+
+
 class CompiledGraph(ABC):
     """A compiled graph.
 
@@ -39,6 +43,7 @@ class CompiledGraph(ABC):
         early_outputs: the outputs that a run may have written although it failed.
         calls: what computes each group of the plan, in order: kernels, or a library.
         free: workspaces that nobody uses now.
+        on_failure: called when a run is known to have failed, before the error is raised.
         repeats: whether `repeat` runs many steps in one native call; else many steps are started one by one.
     """
 
@@ -57,6 +62,7 @@ class CompiledGraph(ABC):
         self.early_outputs: frozenset[int] = frozenset(facts["early"])
         self._table = Table(len(graph.inputs), len(graph.outputs), len(facts["constants"]))
         self.free: list[Any] = []
+        self.on_failure: Callable[[], object] = _nothing
 
     @cached_property
     @abstractmethod
@@ -118,11 +124,13 @@ class CompiledGraph(ABC):
     def fail(self, workspace: Any) -> NoReturn:
         """Raise what a run has reported, and have its workspace serve again."""
 
-    def _error(self, code: int, index: int, extent: int) -> IndexRangeError:
-        """What the three words mean that a kernel has reported."""
+    def _error(self, words: Sequence[int], when: str = "") -> IndexRangeError:
+        """What the words mean that a kernel has reported; tells who is to know. `when` ends the sentence."""
+        code, index, extent = words
+        self.on_failure()
         node = self._nodes[self._facts["errors"][code - 1]]
         what = node.attributes.get("what", "")
-        return IndexRangeError(f"{range_error(node.op.name, what, index, extent)}. Captured at {node.location}")
+        return IndexRangeError(f"{range_error(node.op.name, what, index, extent)}{when}. Captured at {node.location}")
 
     # ------------------------------------------------------------ as bytes
 

@@ -27,6 +27,11 @@ class Table(NamedTuple):
     def error_codes(self) -> int:
         return self.size - 1
 
+    @property
+    def report(self) -> int:
+        """The entry behind all others, where a program that nobody waits for tells the host of an error."""
+        return self.size
+
     def entry(self, place: Place) -> int:
         """The position of an input, an output or a constant among the program's pointers."""
         before = {"input": 1, "output": 1 + self.inputs, "constant": 1 + self.inputs + self.outputs}

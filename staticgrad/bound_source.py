@@ -63,7 +63,7 @@ class Source:
             "specialization": specialization,
             "free": specialization.program.free,
             "new_workspace": specialization.program.new_workspace,
-            "fail": specialization.fail,
+            "fail": specialization.program.fail,
             "held": specialization.held_gradients,
             "NUMBERS": _NUMBERS,
             **self._device.names,

@@ -171,14 +171,15 @@ class _Run:
         args, kwargs = self._data.batch(index)
         try:
             leaves, structure = tree_flatten(self._compiled(*args, **kwargs))
+            values = [device_of(x._value).host(x._value) for x in leaves if isinstance(x, Tensor)]
         except IndexRangeError as error:
             raise _in_step(error, done) from error.__cause__
         if structure != self._structure or any(map(_differs, leaves, self._stacked)):
             raise ValueError(
                 f"run: results must have one structure, shape and dtype in all steps; step {done} returned another"
             )
-        for array, leaf in zip(self._stacked, leaves, strict=True):
-            array[done] = device_of(leaf._value).host(leaf._value)
+        for array, value in zip(self._stacked, values, strict=True):
+            array[done] = value
 
     def _native_steps(self, done: int, index: int) -> int:
         """Run steps from number `index` of the epoch on; how many there were, 0 where it takes an ordinary call."""
@@ -225,7 +226,7 @@ class _Run:
             program.free.append(workspace)
             return
         try:
-            specialization.fail(workspace)
+            program.fail(workspace)
         except IndexRangeError as error:
             raise _in_step(error, done + ran) from error.__cause__
 

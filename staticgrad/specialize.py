@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import functools
 import sys
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from staticgrad.autograd.compiled_call import attach, attach_freed, inputs_of_call
 from staticgrad.capture import Argument, Binding, Capture, GradState, HostScalar, State
-from staticgrad.graph.errors import CaptureError, IndexRangeError, ShapeError
+from staticgrad.graph.errors import CaptureError, ShapeError
 from staticgrad.graph.node import DType, Graph, Node, Shape, Spec
 from staticgrad.graph.rewrite import rewrite
 from staticgrad.graph.timeline import Timeline, stage
@@ -292,12 +293,25 @@ def _references_when_alone() -> tuple[int, int]:
 _ALONE = _references_when_alone()
 
 
+def _while_it_lives(method: Callable[[], None]) -> Callable[[], None]:
+    """A method to be called as long as somebody else holds its object."""
+    held = weakref.WeakMethod(method)
+
+    def call() -> None:
+        found = held()
+        if found is not None:
+            found()
+
+    return call
+
+
 class Specialization:
     """A captured graph with its program, ready to be called for arguments of one signature."""
 
     def __init__(self, captured: Captured, program: CompiledGraph) -> None:
         self.captured = captured
         self.program = program
+        program.on_failure = _while_it_lives(self._drop_gradients)
         self.device = captured.device
         graph = captured.graph
         self._specs: list[tuple[Shape, DType]] = [(node.shape, node.dtype) for node in graph.outputs]
@@ -360,9 +374,6 @@ class Specialization:
         outputs = self._outputs()
         try:
             self.program.run(given, outputs)
-        except IndexRangeError:
-            self._drop_gradients()
-            raise
         finally:  # also when Ctrl-C comes as the native call returns: a step is whole or has not been
             for i in self._updated:
                 if given[i] is not arrays[i]:
@@ -370,16 +381,8 @@ class Specialization:
         self.ordinary_calls += 1
         return self.commit(leaves, outputs, inputs)
 
-    def fail(self, workspace: Any) -> NoReturn:
-        """Raise what a bound call's run has reported."""
-        try:
-            self.program.fail(workspace)
-        except IndexRangeError:
-            self._drop_gradients()
-            raise
-
     def _drop_gradients(self) -> None:
-        """Clear the gradients of the last call: the call that failed may have written over them."""
+        """Clear the gradients of the last call: a call that failed may have written over them."""
         for gradient in self.captured.gradients:
             if gradient.output not in self.program.early_outputs:
                 continue

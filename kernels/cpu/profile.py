@@ -67,7 +67,7 @@ class TimedProgram:
             self._table[entry] = address_of(array)
         self._step(workspace.arena, address_of(self._table))
         if workspace.status[0]:
-            raise self._program._error(*workspace.take_report())
+            raise self._program._error(workspace.take_report())
         seconds = np.diff(self._stamps[:, 0] * 1e9 + self._stamps[:, 1]) * 1e-9
         corrected: np.ndarray[Any, Any] = np.maximum(seconds[1:] - seconds[0], 0.0)
         return corrected

@@ -200,7 +200,7 @@ class Program(CompiledGraph):
         return TimedProgram(self, cache)
 
     def fail(self, workspace: _Workspace) -> NoReturn:
-        error = self._error(*workspace.take_report())
+        error = self._error(workspace.take_report())
         self.free.append(workspace)
         raise error
 

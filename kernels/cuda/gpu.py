@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +16,7 @@ import numpy as np
 from staticgrad.graph.errors import DeviceError, OutOfMemoryError
 from staticgrad.kernels.cuda import toolkit
 from staticgrad.kernels.cuda.calls import Calls
-from staticgrad.kernels.cuda.hardware import Bound, Hardware, LaunchSequence, Start, out_of_memory
+from staticgrad.kernels.cuda.hardware import Bound, Hardware, LaunchSequence, Start, Words, out_of_memory
 from staticgrad.kernels.cuda.launch_graph import LaunchGraph, Module
 from staticgrad.kernels.cuda.single_launch import starter
 from staticgrad.kernels.cuda.staging import Staging
@@ -23,6 +25,7 @@ from staticgrad.kernels.cuda.target import Target
 from staticgrad.kernels.cuda.timing import seconds_of
 from staticgrad.kernels.kernel import Kernel
 from staticgrad.kernels.source_digest import source_digest
+from staticgrad.kernels.table import ERROR_WORDS
 
 if TYPE_CHECKING:
     from staticgrad.kernels.cuda.array import Buffer
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 Compiler = Callable[[Sequence[Kernel], tuple[int, int]], bytes]
+_REPORT_PAGE = 4096  # bytes
 _DIRECT = 1 << 16  # bytes up to which an array is handed to the driver, which copies it aside
 
 
@@ -55,7 +59,9 @@ class GPU(Hardware):
 
     def __init__(self, ordinal: int = 0, driver: Any = None, compiler: Compiler = toolkit.machine_code) -> None:
         """Other than for tests, `driver` is NVIDIA's and `compiler` makes the code that it loads."""
+        super().__init__()
         self.driver = toolkit.driver() if driver is None else driver
+        self.blocking = os.environ.get("CUDA_LAUNCH_BLOCKING") == "1"
         self.name = f"cuda:{ordinal}"
         self._pool: Any = None
         self.streams: list[Any] = []
@@ -79,6 +85,8 @@ class GPU(Hardware):
         self.idle_streams: list[tuple[Any, Any]] = []
         self._default = Stream(self)
         self._staging = Staging(self)
+        self._lock = threading.Lock()
+        self._report_page = self._report_bytes = 0  # where words for reports are taken from, and what is left there
         self._allocate, self._free = self.driver.cuMemAllocAsync, self.driver.cuMemFreeAsync
         self.call.opened = True
 
@@ -215,11 +223,25 @@ class GPU(Hardware):
             self.call("cuMemcpyDtoHAsync", values.ctypes.data, address, values.nbytes, stream.handle)
         stream.synchronize()
 
+    def report_words(self) -> Words:
+        """Pinned memory, never given back: a run may still be on its way when its program is gone."""
+        self._enter()
+        nbytes = 8 * ERROR_WORDS
+        with self._lock:
+            if self._report_bytes < nbytes:
+                self._report_bytes = _REPORT_PAGE
+                self._report_page = int(self.call("cuMemHostAlloc", _REPORT_PAGE, 0))
+            self._report_bytes -= nbytes
+            address = self._report_page + self._report_bytes
+        values = (ctypes.c_int64 * ERROR_WORDS).from_address(address)
+        values[:] = [0] * ERROR_WORDS
+        return Words(address, values)
+
     def copy(self, target: int, source: int, nbytes: int) -> None:
         if nbytes:
             self.call("cuMemcpyDtoDAsync", target, source, nbytes, self.stream.handle)
 
-    def synchronize(self) -> None:
+    def finish(self) -> None:
         self._enter()
         for stream in tuple(self.streams):
             self.call("cuStreamSynchronize", stream)

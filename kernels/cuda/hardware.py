@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -35,6 +35,28 @@ class BoundLaunch:
 
 
 Bound = BoundLaunch | BoundProduct
+
+
+class Words(NamedTuple):
+    """Words in which kernels tell the host something.
+
+    Attributes:
+        address: where kernels find them.
+        values: what they are now.
+        owner: holds the memory, if it is to be given back.
+    """
+
+    address: int
+    values: Any
+    owner: Any = None
+
+
+class Reporting(Protocol):
+    """A program whose runs may report an error."""
+
+    def raise_reported(self) -> None: ...
+
+
 Start = Callable[[Any, int, Sequence[Any]], None]
 """Starts a kernel: takes the stream, the blocks, and an argument for each pointer and number of the kernel."""
 
@@ -79,6 +101,7 @@ class Hardware(ABC):
         target: what kernels are generated for.
         capability: its generation, such as (9, 0).
         identity: the part of a cache's key that names what its machine code depends on; empty where there is none.
+        blocking: whether a run that can fail is waited for, so that an error is raised by the call that met it.
         several: whether work has been queued on more than one stream; `use` has nothing to do as long as it has not.
         library: what computes matrix products beside our own kernels, where there is such a library.
         library_trouble: why there is none.
@@ -90,6 +113,10 @@ class Hardware(ABC):
     capability: tuple[int, int]
     identity: str
     several: bool = False
+    blocking: bool = False
+
+    def __init__(self) -> None:
+        self._watched: set[Reporting] = set()
 
     @property
     @abstractmethod
@@ -182,12 +209,48 @@ class Hardware(ABC):
         """Give everything on the device back; used after a failure, to begin anew."""
 
     @abstractmethod
-    def synchronize(self) -> None:
+    def report_words(self) -> Words:
+        """New memory of the host that kernels can write, all zero."""
+
+    @abstractmethod
+    def finish(self) -> None:
         """Wait until all work is done.
 
         Raises:
             DeviceError: a launch has failed.
         """
+
+    def synchronize(self) -> None:
+        """Wait until all work is done.
+
+        Raises:
+            DeviceError: a launch has failed.
+            IndexRangeError: a run has met an index out of range.
+        """
+        self.finish()
+        self.raise_reported(everywhere=True)
+
+    def watch(self, program: Reporting) -> None:
+        """Have `raise_reported` look at the runs of a program that can fail."""
+        self._watched.add(program)
+
+    def raise_reported(self, *, everywhere: bool = False) -> None:
+        """Raise what runs have reported that were waited for; `everywhere` if all streams were.
+
+        Raises:
+            IndexRangeError: a run has met an index out of range.
+        """
+        if not self._watched:
+            return
+        found = self._watched
+        if everywhere or not self.several:
+            self._watched = set()
+        waiting = list(found)
+        try:
+            while waiting:
+                waiting.pop().raise_reported()
+        finally:
+            self._watched.update(waiting)
 
 
 def out_of_memory(hardware: Hardware, nbytes: int) -> OutOfMemoryError:

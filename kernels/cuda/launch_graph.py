@@ -99,7 +99,7 @@ class LaunchGraph(LaunchSequence):
             for first, end, event in zip([0, *ends], ends, events[1:], strict=False):
                 self._start(first, end, stream)
                 call("cuEventRecord", event, stream.handle)
-            stream.synchronize()
+            call("cuStreamSynchronize", stream.handle)
             return [call("cuEventElapsedTime", begin, end) * 1e-3 for begin, end in pairwise(events)]
         finally:
             self._gpu.give_back(*(("cuEventDestroy", event) for event in events))

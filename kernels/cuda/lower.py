@@ -117,6 +117,8 @@ class _Lowering:
         for source, target, size in plan.copies:
             if size:
                 self._copy(source, target, size, guarded=may_fail >= 0)
+        if self.errors:
+            self._report()
         in_order = arranged(self.steps, self.target)
         kernels = {step.symbol: step.kernel for step in in_order.steps if step.kernel is not None}
         names = [
@@ -179,6 +181,12 @@ class _Lowering:
             addresses = (*addresses, Argument(0))
             touched.append(Touched(0, 0, STATUS_BYTES, False))
         self._move(kernel, grid, addresses, tuple(touched), len(self.plan.groups))
+
+    def _report(self) -> None:
+        """Tell the host of an error, behind all launches that may have met one."""
+        addresses = (Argument(0), Argument(self.table.report))
+        touched = (Touched(0, 0, STATUS_BYTES, False), Touched("report", 0, 1, True))
+        self._move(moves.report(), 1, addresses, touched, len(self.plan.groups))
 
     def _move(
         self, kernel: Kernel, grid: int, addresses: tuple[Address, ...], touched: tuple[Touched, ...], group: int

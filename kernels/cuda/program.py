@@ -18,7 +18,7 @@ from staticgrad.graph.serialize import graph_key
 from staticgrad.graph.timeline import stage
 from staticgrad.kernels.cache import DiskCache, content_key
 from staticgrad.kernels.cuda.array import Array, Buffer, DeviceArray
-from staticgrad.kernels.cuda.hardware import Bound, BoundLaunch, Hardware, Start
+from staticgrad.kernels.cuda.hardware import Bound, BoundLaunch, Hardware, Start, Words
 from staticgrad.kernels.cuda.library import BoundProduct, ProductCall
 from staticgrad.kernels.cuda.product_choice import ProductChoice
 from staticgrad.kernels.program import CompiledGraph, PreparedRuns, Workspace
@@ -77,14 +77,12 @@ class Program(CompiledGraph):
         self.hardware = hardware
         if any(product is not None for *_, product in facts["steps"]) and hardware.library is None:
             raise DeviceError(f"program: it was compiled to use a library; {hardware.library_trouble}")
-        self._may_fail = bool(facts["errors"])
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # what waits for the device may raise what this program has reported
         self._seconds: list[float] | None = None
-        self._report = np.zeros(ERROR_WORDS, np.int64)
-        self._failures: dict[int, list[int]] = {}  # what runs have reported, by Python thread
+        self._failures: dict[int, tuple[list[int], str]] = {}  # what runs have reported, by Python thread
         self._bound_to: object = None  # the key of the `Prepared` whose arrays are bound
         self._known_numbers: dict[int, bytes] = {}  # that are on the device already
-        self._entries: list[int] = [0] * self._table.size
+        self._entries: list[int] = [0] * (self._table.report + 1)
         self._staging: dict[int, Buffer] = {}
 
     @cached_property
@@ -101,8 +99,8 @@ class Program(CompiledGraph):
         Args: arrays with the shapes and dtypes of `graph.inputs` and `graph.outputs`, state and outputs on the device.
             Inputs may be on the host; they are copied, and may be changed as soon as this returns.
         Raises:
-            IndexRangeError: an index lay outside the axis it selects from. State is as it was, outputs are not. A
-                program that can fail so waits for the device.
+            IndexRangeError: an index lay outside the axis it selects from. State is as it was, outputs are not. Where
+                the device is not waited for, an earlier run has met it: no run since then has written state.
             OutOfMemoryError: the first run did not find the memory that the plan needs.
         """
         with self._lock:
@@ -112,23 +110,38 @@ class Program(CompiledGraph):
             self.fail()
 
     def _start(self) -> bool:
-        """Start the launches; whether they have reported an error, where they can."""
-        begin = perf_counter()
+        """Start the launches; whether they, or those of an earlier run, have reported an error."""
+        begin, may_fail = perf_counter(), self._told is not None
+        if may_fail and self._has_failed("; an earlier call met it, and no call since then has changed state"):
+            return True
         self._sequence.run()
-        failed = self._may_fail and self._has_failed()
+        failed = False
+        if may_fail and self.hardware.blocking:
+            self.hardware.finish()
+            failed = self._has_failed()
+        elif may_fail:
+            self.hardware.watch(self)
         if self._seconds is not None:
-            self.hardware.synchronize()
+            self.hardware.finish()
             self._seconds.append(perf_counter() - begin)
         return failed
 
-    def _has_failed(self) -> bool:
-        """Whether the run has reported an error: kept for `fail` in this Python thread; the program can run again."""
-        self.hardware.read(self._report, self._entries[0])
-        if not self._report[0]:
+    def _has_failed(self, when: str = "") -> bool:
+        """Whether a run has reported an error: kept for `fail` in this Python thread; the program can run again."""
+        if self._told is None or not self._told.values[0]:
             return False
-        self._failures[threading.get_ident()] = self._report.tolist()
+        self.hardware.finish()  # runs that follow the one that failed report the same once more
+        self._failures[threading.get_ident()] = [*map(int, self._told.values)], when
+        self._told.values[:] = [0] * ERROR_WORDS
         self.hardware.write(self._entries[0], np.zeros(STATUS_BYTES // 8, np.int64))
         return True
+
+    def raise_reported(self) -> None:
+        """Raise what a run has reported that was waited for."""
+        with self._lock:
+            failed = self._has_failed("; the state is as it was before the call that met it")
+        if failed:
+            self.fail()
 
     def single_launches(self) -> list[SingleLaunch] | None:
         """Its launches, to be started one by one by somebody else; None where a run is more than a few of them."""
@@ -220,12 +233,17 @@ class Program(CompiledGraph):
 
     def fail(self, workspace: Workspace | None = None) -> NoReturn:
         """Raise what the last run of this Python thread has reported."""
-        report = self._failures.pop(threading.get_ident())
+        words, when = self._failures.pop(threading.get_ident())
         if workspace is not None:
             self.free.append(workspace)
-        raise self._error(*report)
+        raise self._error(words, when)
 
     # ------------------------------------------------------------ memory
+
+    @cached_property
+    def _told(self) -> Words | None:
+        """Where runs tell the host of an error; None where they can meet none."""
+        return self.hardware.report_words() if self._facts["errors"] else None
 
     @cached_property
     def _memory(self) -> Buffer:
@@ -254,7 +272,7 @@ class Program(CompiledGraph):
     @cached_property
     def _users(self) -> dict[int, list[tuple[int, int, int]]]:
         """For each entry of the table the launches that use it: number, position of the address, offset."""
-        found: dict[int, list[tuple[int, int, int]]] = {entry: [] for entry in range(self._table.size)}
+        found: dict[int, list[tuple[int, int, int]]] = {entry: [] for entry in range(len(self._entries))}
         for number, (_, addresses, *_) in enumerate(self._facts["steps"]):
             for position, (entry, offset) in enumerate(addresses):
                 if entry is not None:
@@ -292,6 +310,8 @@ class Program(CompiledGraph):
         place = self._arena + _apart(self.arena_bytes) + _apart(self._facts["own"])
         self.hardware.write(place, np.zeros(STATUS_BYTES // 8, np.int64))
         self._bind(0, place)
+        if self._told is not None:
+            self._bind(self._table.report, self._told.address)
         place += _apart(STATUS_BYTES)
         codes = np.arange(1, len(self._facts["errors"]) + 1, dtype=np.int64)
         self.hardware.write(place, codes)
@@ -376,7 +396,7 @@ class TimedProgram:
         with program._lock:
             program._bind_all(inputs, outputs)
             seconds = program._sequence.run_timed(range(1, len(program._facts["steps"]) + 1))
-            failed = program._may_fail and program._has_failed()
+            failed = program._has_failed()
         if failed:
             program.fail()
         found = np.zeros(len(program.calls) + 1)

@@ -22,11 +22,12 @@ import numpy as np
 from staticgrad.graph.node import DType
 from staticgrad.graph.ops import numpy_math
 from staticgrad.kernels.cuda import toolkit
-from staticgrad.kernels.cuda.hardware import Bound, Hardware, LaunchSequence, Start, out_of_memory
+from staticgrad.kernels.cuda.hardware import Bound, Hardware, LaunchSequence, Start, Words, out_of_memory
 from staticgrad.kernels.cuda.library import BoundProduct, Library
 from staticgrad.kernels.cuda.target import Target
 from staticgrad.kernels.kernel import Kernel
 from staticgrad.kernels.source_names import DTYPES
+from staticgrad.kernels.table import ERROR_WORDS
 
 if TYPE_CHECKING:
     from staticgrad.kernels.cuda.array import Buffer
@@ -184,8 +185,10 @@ class SimulatedGPU(Hardware):
     capability = (9, 0)
     identity = ""
     total_bytes = 2**30
+    blocking = True
 
     def __init__(self, target: Target = SMALL, *, library: bool = False) -> None:
+        super().__init__()
         self.target = target
         self.memory = Memory()
         self._library = NumpyLibrary(self.memory) if library else None
@@ -226,6 +229,7 @@ class SimulatedGPU(Hardware):
     def read(self, values: Array, address: int) -> None:
         if values.nbytes:
             values.reshape(-1).view(np.uint8)[:] = self.memory.at(address)[: values.nbytes]
+        self.raise_reported()
 
     def copy(self, target: int, source: int, nbytes: int) -> None:
         if nbytes:
@@ -262,7 +266,15 @@ class SimulatedGPU(Hardware):
     def close(self) -> None:
         """Nothing is held outside of this process."""
 
-    def synchronize(self) -> None:
+    def report_words(self) -> Words:
+        from staticgrad.kernels.cuda.array import Buffer
+
+        buffer = Buffer(self, 8 * ERROR_WORDS)
+        values = self.memory.at(buffer.address).view(np.int64)
+        values[:] = 0
+        return Words(buffer.address, values, buffer)
+
+    def finish(self) -> None:
         """Nothing to wait for."""
 
 

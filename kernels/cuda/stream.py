@@ -36,8 +36,10 @@ class Stream:
 
         Raises:
             DeviceError: a launch has failed.
+            IndexRangeError: a run has met an index out of range.
         """
         self.gpu.call("cuStreamSynchronize", self.handle)
+        self.gpu.raise_reported()
 
     def wait_for(self, other: Stream) -> None:
         """Have what is queued here from now on wait for what is queued on another stream up to now."""

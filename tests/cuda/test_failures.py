@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -43,8 +44,8 @@ def test_an_index_out_of_range_leaves_state_alone() -> None:
                 wrong = indices.copy()
                 wrong[count // 2] = rows
                 before = host(table.weight)
-                with pytest.raises(IndexError, match=rf"embedding: an index must .*; got {rows}\. Captured at "):
-                    train(wrong)
+                with pytest.raises(IndexError, match=rf"embedding: an index must .*; got {rows}[.;].* Captured at "):
+                    train(wrong).item()
                 np.testing.assert_array_equal(host(table.weight), before)
             found.append(host(train(indices)))
         found.append(host(table.weight))
@@ -56,8 +57,8 @@ def test_one_of_many_wrong_indices_is_reported() -> None:
     table = sg.asarray(np.zeros((5, 3), np.float32), device="cuda")
     wrong = np.arange(SIZES.drawn) + 5
     with pytest.raises(IndexError, match=r"take: an index must lie in \[-5, 5\); got \d+") as raised:
-        sg.take(table, sg.asarray(wrong, device="cuda"), axis=0)
-    assert int(str(raised.value).split("got ")[1].split(".")[0]) in wrong
+        sg.take(table, sg.asarray(wrong, device="cuda"), axis=0).tolist()
+    assert int(re.split("[.;]", str(raised.value).split("got ")[1])[0]) in wrong
     assert sg.take(table, sg.asarray([4, -5], device="cuda"), axis=0).shape == (2, 3)
 
 

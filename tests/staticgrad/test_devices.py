@@ -15,6 +15,7 @@ import staticgrad as sg
 from staticgrad import nn, optim
 from staticgrad.graph.errors import CaptureError, DeviceError
 from staticgrad.kernels.cuda import toolkit
+from staticgrad.kernels.device import find_device
 
 pytestmark = pytest.mark.skipif(not toolkit.SIMULATED, reason="these sizes are the simulator's")
 
@@ -210,6 +211,40 @@ def test_an_index_out_of_range_is_an_error_and_leaves_state_alone() -> None:
     train(np.array([0, 3]))
     with pytest.raises(IndexError, match="got 7"):
         sg.take(table.weight, sg.asarray(np.array([7]), device="cuda"), axis=0)
+
+
+@pytest.mark.parametrize("find_out", ["read", "synchronize", "call"])
+@pytest.mark.parametrize("calls", [1, 4])  # the first calls go the ordinary way, later ones are written out
+def test_where_nobody_waits_an_index_error_comes_later_and_nothing_has_changed(
+    calls: int, find_out: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(find_device("cuda").hardware, "blocking", False)  # type: ignore[attr-defined]
+    sg.random.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3))
+    opt = optim.Adam(model.parameters(), lr=0.1)
+
+    def step(x: Any, y: Any) -> Any:
+        loss = nn.functional.cross_entropy(model(x), y)
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
+        return loss
+
+    train = sg.compile(step, device="cuda")
+    x, right, wrong = np.ones((2, 3), np.float32), np.array([0, 2]), np.array([0, 3])
+    for _ in range(calls):
+        train(x, right)
+    assert (train.last.bound_calls > 0) == (calls > 1)
+    before = {name: host(value) for name, value in model.state_dict().items()}
+    loss = train(x, wrong)
+    with pytest.raises(IndexError, match=r"cross_entropy: a label must lie in \[0, 3\); got 3; .*test_devices"):
+        {"read": loss.item, "synchronize": sg.cuda.synchronize, "call": lambda: train(x, right)}[find_out]()
+    for name, value in model.state_dict().items():
+        np.testing.assert_array_equal(host(value), before[name])
+    assert all(parameter.grad is None for parameter in model.parameters())
+    sg.cuda.synchronize()
+    assert np.isfinite(train(x, right).item())
+    assert not np.array_equal(host(model[0].weight), before["0.weight"])
 
 
 def test_a_saved_program_comes_back_on_its_device(tmp_path: Any) -> None:

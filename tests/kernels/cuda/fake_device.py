@@ -92,6 +92,15 @@ class Launch:
     values: tuple[Any, ...] = ()  # the numbers behind the addresses
 
 
+class Memory(simulator.Memory):
+    """What kernels reach: the device's memory, and pinned memory of the host."""
+
+    def share(self, array: Any) -> None:
+        """Have kernels reach an array of the host where it is."""
+        self._blocks[array.ctypes.data] = array, array
+        self._starts = sorted(self._blocks)
+
+
 class Context:
     """What a process has on one GPU.
 
@@ -101,7 +110,7 @@ class Context:
     """
 
     def __init__(self, total_bytes: int) -> None:
-        self.memory = simulator.Memory()
+        self.memory = Memory()
         self.streams: list[Stream] = []
         self.error = 0
         self.used = self.reserved = self.high = 0

@@ -136,6 +136,7 @@ class FakeDriver(Contexts):
         assert self.current
         memory = (ctypes.c_uint8 * bytesize)()
         self._pinned[ctypes.addressof(memory)] = memory
+        self.current.memory.share(np.frombuffer(memory, np.uint8))
         return ctypes.addressof(memory)
 
     def _is_pinned(self, address: int) -> bool:

@@ -226,19 +226,95 @@ def look_up() -> Graph:
     return b.graph(b("sum", found, axis=(0, 1)), updates=[(table, b("add", table, sums))])
 
 
-def test_an_index_out_of_range_leaves_the_state_alone_plainly_and_in_a_graph(fake: FakeDriver) -> None:
+WRONG = r"take: an index must lie in \[-4, 4\); got 7"
+
+
+def wait_by_reading(gpu: GPU, run: Callable[[], None], out: DeviceArray) -> None:
+    out.to_host()
+
+
+def wait_by_itself(gpu: GPU, run: Callable[[], None], out: DeviceArray) -> None:
+    gpu.synchronize()
+
+
+def run_again(gpu: GPU, run: Callable[[], None], out: DeviceArray) -> None:
+    come_to_the_end(gpu)
+    run()
+
+
+def come_to_the_end(gpu: GPU) -> None:
+    """As if time passed: the GPU has done all work, and nobody has asked for anything."""
+    gpu.call("cuStreamSynchronize", gpu.stream.handle)
+
+
+@pytest.mark.parametrize("find_out", [wait_by_reading, wait_by_itself, run_again])
+def test_an_index_out_of_range_leaves_the_state_alone_plainly_and_in_a_graph(fake: FakeDriver, find_out: Any) -> None:
+    """The call that meets it returns; whoever waits for the GPU, or calls again, is told once."""
     gpu = open_gpu(fake)
     program = compile_graph(look_up(), gpu)
     table, out = DeviceArray.from_host(gpu, np.ones((4, 2), np.float32)), DeviceArray.empty(gpu, (), FLOAT)
+
+    def run() -> None:
+        program.run([table, np.array([0, 3, -1])], [out])
+
     total = 1.0
     for _ in range(3):
         before = table.to_host()
-        with pytest.raises(IndexRangeError, match=r"take: an index must lie in \[-4, 4\); got 7"):
-            program.run([table, np.array([0, 7, 1])], [out])
+        program.run([table, np.array([0, 7, 1])], [out])
+        with pytest.raises(IndexRangeError, match=WRONG):
+            find_out(gpu, run, out)
         np.testing.assert_array_equal(table.to_host(), before)
-        program.run([table, np.array([0, 3, -1])], [out])
+        gpu.synchronize()
+        run()
         assert out.to_host() == 6 * total
         total *= 4
+
+
+def test_no_call_changes_state_until_the_error_has_been_raised(fake: FakeDriver) -> None:
+    gpu = open_gpu(fake)
+    program = compile_graph(look_up(), gpu)
+    table, out = DeviceArray.from_host(gpu, np.ones((4, 2), np.float32)), DeviceArray.empty(gpu, (), FLOAT)
+    program.run([table, np.array([0, 7, 1])], [out])
+    for _ in range(3):  # the GPU has not come to the first one yet
+        program.run([table, np.array([0, 3, -1])], [out])
+    come_to_the_end(gpu)
+    with pytest.raises(IndexRangeError, match=f"{WRONG}; an earlier call met it"):
+        program.run([table, np.array([0, 3, -1])], [out])
+    np.testing.assert_array_equal(table.to_host(), np.ones((4, 2)))
+    program.run([table, np.array([0, 3, -1])], [out])
+    assert out.to_host() == 6
+
+
+def test_each_of_several_programs_is_heard(fake: FakeDriver) -> None:
+    gpu = open_gpu(fake)
+    for _ in range(3):
+        program = compile_graph(look_up(), gpu)
+        table, out = DeviceArray.from_host(gpu, np.ones((4, 2), np.float32)), DeviceArray.empty(gpu, (), FLOAT)
+        program.run([table, np.array([0, 7, 1])], [out])
+    for _ in range(3):
+        with pytest.raises(IndexRangeError, match=WRONG):
+            gpu.synchronize()
+    gpu.synchronize()
+    assert not gpu._watched
+
+
+@pytest.fixture
+def blocking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """GPUs that are opened now wait for each call that may fail."""
+    monkeypatch.setenv("CUDA_LAUNCH_BLOCKING", "1")
+
+
+@pytest.mark.usefixtures("blocking")
+def test_where_calls_are_waited_for_the_one_that_meets_an_error_raises_it(fake: FakeDriver) -> None:
+    gpu = open_gpu(fake)
+    program = compile_graph(look_up(), gpu)
+    table, out = DeviceArray.from_host(gpu, np.ones((4, 2), np.float32)), DeviceArray.empty(gpu, (), FLOAT)
+    for _ in range(3):
+        with pytest.raises(IndexRangeError, match=rf"{WRONG}\. Captured at"):
+            program.run([table, np.array([0, 7, 1])], [out])
+        gpu.synchronize()
+    program.run([table, np.array([0, 3, -1])], [out])
+    assert out.to_host() == 6
 
 
 def in_threads(count: int, work: Callable[[int], None]) -> None:
@@ -260,6 +336,7 @@ def in_threads(count: int, work: Callable[[int], None]) -> None:
         raise errors[0]
 
 
+@pytest.mark.usefixtures("blocking")
 def test_python_threads_share_a_program_and_an_index_error_reaches_the_one_that_made_it(fake: FakeDriver) -> None:
     gpu = open_gpu(fake)
     program = compile_graph(look_up(), gpu)
@@ -279,6 +356,7 @@ def test_python_threads_share_a_program_and_an_index_error_reaches_the_one_that_
     assert fake.names(begin).count("cuCtxSetCurrent") == 4  # once for each thread
 
 
+@pytest.mark.usefixtures("blocking")
 def test_an_index_error_is_that_of_the_thread_even_when_another_run_comes_between(
     fake: FakeDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
