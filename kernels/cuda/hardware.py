@@ -54,7 +54,8 @@ class Words(NamedTuple):
 class Reporting(Protocol):
     """A program whose runs may report an error."""
 
-    def raise_reported(self) -> None: ...
+    def raise_reported(self) -> None:
+        """Raise what a run has reported that was waited for."""
 
 
 Start = Callable[[Any, int, Sequence[Any]], None]
