@@ -43,6 +43,8 @@ class CompiledGraph(ABC):
         early_outputs: the outputs that a run may have written although it failed.
         calls: what computes each group of the plan, in order: kernels, or a library.
         free: workspaces that nobody uses now.
+        waits: whether a run that can fail is waited for on a device that works while Python goes on. It must be, unless
+            nothing that a failed run computes can reach state outside of this program.
         on_failure: called when a run is known to have failed, before the error is raised.
         repeats: whether `repeat` runs many steps in one native call; else many steps are started one by one.
     """
@@ -62,6 +64,7 @@ class CompiledGraph(ABC):
         self.early_outputs: frozenset[int] = frozenset(facts["early"])
         self._table = Table(len(graph.inputs), len(graph.outputs), len(facts["constants"]))
         self.free: list[Any] = []
+        self.waits = True
         self.on_failure: Callable[[], object] = _nothing
 
     @cached_property

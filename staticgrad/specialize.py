@@ -293,6 +293,21 @@ def _references_when_alone() -> tuple[int, int]:
 _ALONE = _references_when_alone()
 
 
+def _may_spread(captured: Captured) -> bool:
+    """Whether others could write state with what a failed call has computed, before anybody knows that it has failed.
+
+    A step that itself updates the parameters whose gradients it leaves, and returns single numbers, is whole: it keeps
+    its state after an error, and what it gives is looked at before it is used.
+    """
+    graph = captured.graph
+    written = {leaf for leaf, _ in graph.updates}
+    states = zip(graph.inputs, captured.bindings, strict=True)
+    updated = {id(binding.tensor) for leaf, binding in states if leaf in written and isinstance(binding, State)}
+    own = {gradient.output for gradient in captured.gradients if id(gradient.tensor) in updated}
+    numbers = all(node.size == 1 for position, node in enumerate(graph.outputs) if position not in own)
+    return not numbers or bool(captured.written_arguments) or "live" in captured.tracked
+
+
 def _while_it_lives(method: Callable[[], None]) -> Callable[[], None]:
     """A method to be called as long as somebody else holds its object."""
     held = weakref.WeakMethod(method)
@@ -312,6 +327,7 @@ class Specialization:
         self.captured = captured
         self.program = program
         program.on_failure = _while_it_lives(self._drop_gradients)
+        program.waits = _may_spread(captured)
         self.device = captured.device
         graph = captured.graph
         self._specs: list[tuple[Shape, DType]] = [(node.shape, node.dtype) for node in graph.outputs]

@@ -116,7 +116,7 @@ class Program(CompiledGraph):
             return True
         self._sequence.run()
         failed = False
-        if may_fail and self.hardware.blocking:
+        if may_fail and (self.waits or self.hardware.blocking):
             self.hardware.finish()
             failed = self._has_failed()
         elif may_fail:

@@ -213,6 +213,39 @@ def test_an_index_out_of_range_is_an_error_and_leaves_state_alone() -> None:
         sg.take(table.weight, sg.asarray(np.array([7]), device="cuda"), axis=0)
 
 
+def test_what_is_not_a_whole_step_is_waited_for() -> None:
+    """Gradients, predictions and losses to be differentiated reach state by other ways than the program."""
+    model = nn.Linear(3, 3)
+    opt = optim.SGD(model.parameters(), lr=0.1)
+    x, y = sg.asarray(np.ones((2, 3), np.float32), device="cuda"), sg.asarray(np.array([0, 2]), device="cuda")
+
+    def loss_of(x: Any, y: Any) -> Any:
+        return nn.functional.cross_entropy(model(x), y)
+
+    def backward(x: Any, y: Any) -> Any:
+        loss = loss_of(x, y)
+        opt.zero_grad()
+        loss.backward()
+        return loss
+
+    def whole(x: Any, y: Any) -> Any:
+        loss = backward(x, y)
+        opt.step()
+        return loss
+
+    def waits(function: Any) -> bool:
+        compiled = sg.compile(function, device="cuda")
+        compiled(x, y)
+        return bool(compiled.last.program.waits)
+
+    assert not waits(whole)
+    assert not waits(lambda x, y: loss_of(x, y).detach())
+    assert waits(lambda x, y: (whole(x, y), model(x).detach()))
+    assert waits(loss_of)
+    assert waits(backward)
+    assert waits(sg.value_and_grad(loss_of))
+
+
 @pytest.mark.parametrize("find_out", ["read", "synchronize", "call"])
 @pytest.mark.parametrize("calls", [1, 4])  # the first calls go the ordinary way, later ones are written out
 def test_where_nobody_waits_an_index_error_comes_later_and_nothing_has_changed(

@@ -252,6 +252,7 @@ def test_an_index_out_of_range_leaves_the_state_alone_plainly_and_in_a_graph(fak
     """The call that meets it returns; whoever waits for the GPU, or calls again, is told once."""
     gpu = open_gpu(fake)
     program = compile_graph(look_up(), gpu)
+    program.waits = False
     table, out = DeviceArray.from_host(gpu, np.ones((4, 2), np.float32)), DeviceArray.empty(gpu, (), FLOAT)
 
     def run() -> None:
@@ -273,6 +274,7 @@ def test_an_index_out_of_range_leaves_the_state_alone_plainly_and_in_a_graph(fak
 def test_no_call_changes_state_until_the_error_has_been_raised(fake: FakeDriver) -> None:
     gpu = open_gpu(fake)
     program = compile_graph(look_up(), gpu)
+    program.waits = False
     table, out = DeviceArray.from_host(gpu, np.ones((4, 2), np.float32)), DeviceArray.empty(gpu, (), FLOAT)
     program.run([table, np.array([0, 7, 1])], [out])
     for _ in range(3):  # the GPU has not come to the first one yet
@@ -289,6 +291,7 @@ def test_each_of_several_programs_is_heard(fake: FakeDriver) -> None:
     gpu = open_gpu(fake)
     for _ in range(3):
         program = compile_graph(look_up(), gpu)
+        program.waits = False
         table, out = DeviceArray.from_host(gpu, np.ones((4, 2), np.float32)), DeviceArray.empty(gpu, (), FLOAT)
         program.run([table, np.array([0, 7, 1])], [out])
     for _ in range(3):
@@ -308,6 +311,7 @@ def blocking(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_where_calls_are_waited_for_the_one_that_meets_an_error_raises_it(fake: FakeDriver) -> None:
     gpu = open_gpu(fake)
     program = compile_graph(look_up(), gpu)
+    program.waits = False
     table, out = DeviceArray.from_host(gpu, np.ones((4, 2), np.float32)), DeviceArray.empty(gpu, (), FLOAT)
     for _ in range(3):
         with pytest.raises(IndexRangeError, match=rf"{WRONG}\. Captured at"):
