@@ -241,9 +241,9 @@ class GPU(Hardware):
         if nbytes:
             self.call("cuMemcpyDtoDAsync", target, source, nbytes, self.stream.handle)
 
-    def finish(self) -> None:
-        self._enter()
-        for stream in tuple(self.streams):
+    def finish(self, *, everywhere: bool = True) -> None:
+        own = self.stream.handle
+        for stream in tuple(self.streams) if everywhere else (own,):
             self.call("cuStreamSynchronize", stream)
 
     # ------------------------------------------------------------ kernels

@@ -214,8 +214,8 @@ class Hardware(ABC):
         """New memory of the host that kernels can write, all zero."""
 
     @abstractmethod
-    def finish(self) -> None:
-        """Wait until all work is done.
+    def finish(self, *, everywhere: bool = True) -> None:
+        """Wait until all work is done, or all of the current stream; raises nothing that programs have reported.
 
         Raises:
             DeviceError: a launch has failed.

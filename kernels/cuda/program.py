@@ -117,7 +117,7 @@ class Program(CompiledGraph):
         self._sequence.run()
         failed = False
         if may_fail and (self.waits or self.hardware.blocking):
-            self.hardware.finish()
+            self.hardware.finish(everywhere=False)
             failed = self._has_failed()
         elif may_fail:
             self.hardware.watch(self)
@@ -134,6 +134,7 @@ class Program(CompiledGraph):
         self._failures[threading.get_ident()] = [*map(int, self._told.values)], when
         self._told.values[:] = [0] * ERROR_WORDS
         self.hardware.write(self._entries[0], np.zeros(STATUS_BYTES // 8, np.int64))
+        self.hardware.finish()  # the next run may go to another stream
         return True
 
     def raise_reported(self) -> None:

@@ -274,7 +274,7 @@ class SimulatedGPU(Hardware):
         values[:] = 0
         return Words(buffer.address, values, buffer)
 
-    def finish(self) -> None:
+    def finish(self, *, everywhere: bool = True) -> None:
         """Nothing to wait for."""
 
 
