@@ -1,13 +1,14 @@
-"""Tests that need a GPU: they are skipped where there is none.
+"""Tests that need a GPU: they are skipped where nobody asks for one.
 
     NUMBA_ENABLE_CUDASIM=0 pytest tests/cuda
 
-runs them. STATICGRAD_CUDA_TESTS=simulator runs them with small sizes in Numba's simulator instead, which shows that
+asks for one. STATICGRAD_CUDA_TESTS=simulator runs them with small sizes in Numba's simulator instead, which shows that
 the tests themselves are right.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,6 +26,8 @@ def hardware() -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         driver = _simulated(patch) if SIMULATED else None
         why = sg.cuda.why_unavailable()
+        if why and os.environ.get("NUMBA_ENABLE_CUDASIM") == "0":
+            pytest.fail(why)  # a real one was asked for
         if why:
             pytest.skip(why)
         from staticgrad.kernels.cuda import toolkit
