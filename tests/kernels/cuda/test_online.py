@@ -124,7 +124,16 @@ def test_a_variance_far_from_zero_keeps_its_digits() -> None:
     np.testing.assert_allclose(found, wanted, rtol=1e-4)
 
 
-def test_rounding_leaves_no_negative_variance() -> None:
-    array = np.repeat(np.linspace(0.1, 7, 40, dtype="float32")[:, None], 1001, axis=1)
-    _, found = run(graph_of(normalised, array.shape), array)
-    assert np.all((found >= 0) & (found < 1e-9))
+def squares(b: Builder, x: Node) -> list[Node]:
+    """The sum of (x - mean)²."""
+    mean = b("mul", b("sum", x, axis=(1,)), 1 / x.shape[1])
+    return [b("sum", b("square", b("sub", x, column(b, mean))), axis=(1,))]
+
+
+def test_a_sum_of_squares_is_never_negative() -> None:
+    """Squares of numbers as small as these have few digits, or none."""
+    rows = np.repeat(np.logspace(-24, -18, 100)[:, None], 1001, axis=1)
+    rows[:, :64] *= 1.3  # the first values that each thread meets
+    array = rows.astype("float32")
+    (found,) = run(graph_of(squares, array.shape), array)
+    assert np.all(found >= 0)
